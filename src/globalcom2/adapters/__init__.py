@@ -1,0 +1,90 @@
+"""What a model family needs: where its scores, grid and packing come from. One file per family.
+
+This is the only place that knows the insides of transformers' models.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How one image's views become its run of placeholders. Follows from the image's size, so it is cached and shared.
+
+    Tensors live on the CPU; `slots` is copied to the features' device when it is used.
+    """
+
+    grid: tuple[int, int]
+    """(rows, cols) of the crops; (0, 0) for an image without crops."""
+    token_grid: tuple[int, int]
+    valid: Tensor
+    """bool (crops, tokens)."""
+    lines: Tensor | None
+    """int (crops, tokens), see `Views.lines`."""
+    slots: Tensor
+    """int (placeholders,): what stands in each place of the run, as a position in [thumbnail | crops | newlines] laid
+    end to end; -1 for a place that is always kept."""
+
+    @property
+    def views(self) -> int:
+        """Passes of the vision tower."""
+        return 1 + self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per view."""
+        return self.token_grid[0] * self.token_grid[1]
+
+
+class Adapter(ABC):
+    """Glue to one model family. Stateless; `base` is the model that has `get_image_features`."""
+
+    cls_index: int | None = 0
+    """Where the [CLS] token stands in the tower's sequence."""
+
+    @abstractmethod
+    def check(self, base: Any) -> None:
+        """Raise `UnsupportedModelError` for a configuration that this adapter cannot handle."""
+
+    @abstractmethod
+    def attention(self, base: Any, layer: int) -> nn.Module:
+        """The attention module of the tower's layer `layer` (may be negative)."""
+
+    @abstractmethod
+    def layouts(self, base: Any, inputs: dict[str, Any]) -> list[Layout]:
+        """One layout per image, in prompt order, from the pixel inputs' sizes alone."""
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Token scores (views, tokens) from tapped rows (views, sequence)."""
+        return rows if self.cls_index is None else torch.cat([rows[:, : self.cls_index], rows[:, self.cls_index + 1 :]], 1)
+
+    def tower_features(self, base: Any, output: Any) -> Tensor:
+        """The tower's own features before projection, (views, tokens, dim), thumbnail first in each image."""
+        raise NotImplementedError
+
+    def encode_arguments(self, base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The part of a call's keyword arguments that `get_image_features` takes."""
+        names = inspect.signature(base.get_image_features).parameters
+        return {name: inputs[name] for name in names if name != "kwargs" and name in inputs}
+
+    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
+        """Run the vision tower, projector and packing once."""
+        return base.get_image_features(**arguments, return_dict=True)
+
+    def packed(self, output: Any) -> list[Tensor]:
+        """The packed features of each image, a list of (placeholders, dim)."""
+        return list(output.pooler_output)
+
+    def with_packed(self, output: Any, features: Tensor) -> Any:
+        """A copy of `output` that holds only `features` (kept, dim), in the container that the model expects."""
+        short = copy.copy(output)
+        short.pooler_output = [features]
+        return short

@@ -1,0 +1,97 @@
+"""LLaVA-NeXT (1.6): CLIP tower with [CLS], thumbnail first, crops stitched, unpadded and ended by a newline per line."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llava_next.modeling_llava_next import (
+    LlavaNextModel,
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+)
+
+from globalcom2.adapters import Adapter, Layout
+from globalcom2.errors import InputError, UnsupportedModelError
+
+
+class LlavaNextAdapter(Adapter):
+    """Adapter of `llava_next`."""
+
+    def check(self, base: Any) -> None:  # noqa: D102
+        if base.config.vision_feature_select_strategy != "default":
+            raise UnsupportedModelError(
+                "vision_feature_select_strategy must be 'default' for llava_next, got "
+                f"{base.config.vision_feature_select_strategy!r}: 'full' keeps [CLS] among the tokens. "
+                "Set model.config.vision_feature_select_strategy = 'default'."
+            )
+        if base.config.vision_config.model_type != "clip_vision_model":
+            raise UnsupportedModelError(
+                "the vision tower of llava_next must be a CLIP tower with [CLS], got "
+                f"{base.config.vision_config.model_type!r}."
+            )
+
+    def attention(self, base: Any, layer: int) -> nn.Module:  # noqa: D102
+        tower = getattr(base.vision_tower, "vision_model", base.vision_tower)
+        layers = tower.encoder.layers
+        if not -len(layers) <= layer < len(layers):
+            raise InputError(f"layer must be in [{-len(layers)}, {len(layers) - 1}] for this vision tower, got {layer}.")
+        return layers[layer].self_attn  # type: ignore[no-any-return]
+
+    def layouts(self, base: Any, inputs: dict[str, Any]) -> list[Layout]:  # noqa: D102
+        sizes = inputs.get("image_sizes")
+        if sizes is None:
+            raise InputError("image_sizes must be given with pixel_values, got None. Pass everything the processor returned.")
+        vision = base.config.vision_config
+        pinpoints = tuple(tuple(p) for p in base.config.image_grid_pinpoints)
+        sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
+        pixels = inputs["pixel_values"]
+        if len(pixels) != len(sizes) and pixels.ndim == 5:
+            raise InputError(
+                f"pixel_values and image_sizes must describe the same images, got {len(pixels)} and {len(sizes)}. "
+                "Pass both as the processor returned them."
+            )
+        return [_layout(height, width, pinpoints, vision.image_size, vision.patch_size) for height, width in sizes]
+
+    def tower_features(self, base: Any, output: Any) -> Tensor:  # noqa: D102
+        layer = base.config.vision_feature_layer
+        layers = [layer] if isinstance(layer, int) else layer
+        return torch.cat([output.hidden_states[i][:, 1:] for i in layers], -1)
+
+
+@lru_cache(maxsize=4096)
+def _layout(height: int, width: int, pinpoints: tuple[tuple[int, ...], ...], view: int, patch: int) -> Layout:
+    side = view // patch
+    tokens = side * side
+    config = SimpleNamespace(
+        image_grid_pinpoints=[list(p) for p in pinpoints], vision_config=SimpleNamespace(image_size=view, patch_size=patch)
+    )
+    views = image_size_to_num_patches([height, width], config.image_grid_pinpoints, view)
+    rows, cols = get_anyres_image_grid_shape([height, width], config.image_grid_pinpoints, view)
+    # Trace the model's own packing: send numbered tokens through it and see where they come out. Newlines are 0.
+    numbers = torch.arange(1, views * tokens + 1, dtype=torch.float64).view(views, tokens, 1)
+    packed, _ = LlavaNextModel.pack_image_features(
+        SimpleNamespace(config=config),
+        [numbers],
+        [[height, width]],
+        vision_feature_select_strategy="default",
+        image_newline=torch.zeros(1, dtype=torch.float64),
+    )
+    slots = packed[0][:, 0].long() - 1
+    newline = slots < 0
+    valid = torch.zeros(views * tokens, dtype=torch.bool)
+    valid[slots[~newline]] = True
+    line_of_slot = newline.long().cumsum(0) - newline.long()
+    lines = torch.full((views * tokens,), -1)
+    lines[slots[~newline]] = line_of_slot[~newline]
+    slots[newline] = views * tokens + torch.arange(int(newline.sum()))
+    return Layout(
+        grid=(rows, cols),
+        token_grid=(side, side),
+        valid=valid[tokens:].view(views - 1, tokens),
+        lines=lines[tokens:].view(views - 1, tokens),
+        slots=slots,
+    )

@@ -1,0 +1,128 @@
+"""Read one attention row of one layer while the model's own kernel (sdpa, flash, eager) does the work.
+
+The layer's attention module gets a shallow copy of its config whose implementation name points at a wrapper around the
+very same kernel. The wrapper additionally multiplies the [CLS] query with all keys: one row instead of the tokens x tokens
+matrix that `output_attentions` would keep for every layer. Nothing is recorded outside `record`.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from globalcom2.errors import UnsupportedModelError
+
+PREFIX = "globalcom2|"
+
+
+@dataclass
+class Recording:
+    """Rows of one encoder call: wanted from `module`'s tap, (views, sequence) per pass of the tower."""
+
+    module: nn.Module
+    softmax: bool
+    cls_index: int | None
+    rows: list[Tensor]
+
+
+# Per thread and task, so that concurrent calls on one model do not mix.
+_recording: ContextVar[Recording | None] = ContextVar("globalcom2_tap", default=None)
+
+
+@contextmanager
+def record(module: nn.Module, *, softmax: bool, cls_index: int | None) -> Iterator[Recording]:
+    """Collect the tapped rows of `module` in the block; a module inside torch.compile included."""
+    recording = Recording(module, softmax, cls_index, [])
+    token = _recording.set(recording)
+    try:
+        yield recording
+    finally:
+        _recording.reset(token)
+
+
+def install(module: nn.Module) -> Callable[[], None]:
+    """Put the tap on one attention module; returns the function that takes it off again."""
+    config = getattr(module, "config", None)
+    if config is None or not hasattr(config, "_attn_implementation"):
+        raise UnsupportedModelError(
+            f"the vision tower's attention must use transformers' attention interface, got {type(module).__name__}."
+        )
+    implementation = config._attn_implementation
+    if implementation.startswith(PREFIX):
+        return lambda: None
+    name = PREFIX + implementation
+    # Stays registered: a deep copy made inside a block must work after it.
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _tapped(implementation))
+    tapped = copy.copy(config)
+    tapped._attn_implementation_internal = name
+    module.config = tapped
+
+    def undo() -> None:
+        module.config = config
+
+    return undo
+
+
+def strip(module: nn.Module) -> None:
+    """Take the tap off a module that got it by deep copy."""
+    config = getattr(module, "config", None)
+    implementation = getattr(config, "_attn_implementation", None)
+    if config is not None and isinstance(implementation, str) and implementation.startswith(PREFIX):
+        config._attn_implementation_internal = implementation.removeprefix(PREFIX)
+
+
+def _tapped(implementation: str) -> Callable[..., Any]:
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+        _tap(module, query, key, mask, kwargs.get("scaling"))
+        return kernel(module, query, key, value, mask, *args, **kwargs)
+
+    return attention
+
+
+@torch.compiler.disable
+def _tap(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+    recording = _recording.get()
+    if recording is None or recording.module is not module:
+        return
+    with torch.no_grad():
+        recording.rows.append(attention_row(query, key, mask, scaling, recording.cls_index, recording.softmax))
+
+
+def attention_row(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, cls_index: int | None, softmax: bool
+) -> Tensor:
+    """One row of an attention map, averaged over heads.
+
+    Args:
+        query: (views, heads, sequence, head_dim), as the kernel sees it.
+        key: The same; may have fewer heads (grouped queries).
+        mask: None, or a 4-D mask (additive or bool).
+        scaling: Factor on the products; None means head_dim ** -0.5.
+        cls_index: The row; None takes the mean query instead.
+        softmax: True for attention probabilities, False for the logits before the softmax.
+
+    Returns:
+        float32 (views, sequence).
+    """
+    row = query.mean(2) if cls_index is None else query[:, :, cls_index]
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = torch.einsum("vhd,vhsd->vhs", row.float() * scale, key.float())
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        line = mask[:, :, 0 if cls_index is None else cls_index]
+        logits = logits.masked_fill(~line, -torch.inf) if line.dtype == torch.bool else logits + line
+    return (logits.softmax(-1) if softmax else logits).mean(1)

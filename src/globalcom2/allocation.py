@@ -1,0 +1,128 @@
+"""From a ranking and a budget to masks. Whatever the scores say, the totals come out exact."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from globalcom2.budget import Budget
+from globalcom2.selectors import Ranking
+
+
+def apportion(totals: Tensor, weights: Tensor, floors: Tensor, caps: Tensor) -> Tensor:
+    """Share whole numbers out in proportion to weights, by largest remainder, within floors and caps.
+
+    Args:
+        totals: int (...), with floors.sum() <= total <= caps.sum().
+        weights: float (..., n), non-negative.
+        floors: int (..., n).
+        caps: int (n,) or (..., n).
+
+    Returns:
+        int64 (..., n) that sums to `totals` exactly. What a capped entry cannot take goes to the others in proportion;
+        equal remainders go to the lower index.
+    """
+    low, high = torch.broadcast_tensors(floors.double(), caps.double())
+    weights = weights.double().clamp(min=1e-12)
+    # total(c) = sum(clip(c * weight, floor, cap)) is piecewise linear in the common factor c: find its segment, then c.
+    points = torch.cat([low / weights, high / weights], -1).sort(-1).values
+    sums = (points[..., None] * weights[..., None, :]).clamp(low[..., None, :], high[..., None, :]).sum(-1)
+    goal = totals.double()[..., None]
+    right = torch.searchsorted(sums, goal.expand(*sums.shape[:-1], 1).contiguous()).clamp(1, sums.shape[-1] - 1)
+    x0, x1 = points.gather(-1, right - 1), points.gather(-1, right)
+    y0, y1 = sums.gather(-1, right - 1), sums.gather(-1, right)
+    factor = x0 + (x1 - x0) * ((goal - y0) / (y1 - y0).clamp(min=1e-12)).clamp(0, 1)
+    quotas = (factor * weights).clamp(low, high)
+    base = (quotas + 1e-9).floor().minimum(high)
+    remainders = (quotas - base).masked_fill(base >= high, -1.0)
+    missing = totals[..., None] - base.long().sum(-1, keepdim=True)
+    return base.long() + (ranks(remainders) < missing)
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Position of each value in descending order along the last axis, int64; equal values by index."""
+    order = values.argsort(dim=-1, descending=True, stable=True)
+    position = torch.arange(values.shape[-1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, position)
+
+
+def keep_best(scores: Tensor, count: int) -> Tensor:
+    """Mask of the `count` highest scores along the last axis."""
+    return ranks(scores) < count
+
+
+def as_published(ranking: Ranking, retention_ratio: float, valid: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The published code's rounding: int() of every view's own share, nothing redistributed. (thumbnail, crops)."""
+    thumbnail = ranking.thumbnail
+    kept = None if thumbnail is None else keep_best(thumbnail, int(thumbnail.shape[-1] * retention_ratio))
+    counts = (valid.sum(-1).double() * ranking.ratios).long()
+    return kept, _rank_valid(ranking.crops, valid) < counts[..., None]
+
+
+def exact(ranking: Ranking, budget: Budget, valid: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Masks that keep exactly `budget.thumbnail` and `budget.crops` tokens, never a padded one. (thumbnail, crops)."""
+    position = _rank_valid(ranking.crops, valid)
+    counts = _share(torch.tensor([budget.crops], device=valid.device), ranking.ratios, valid)[:, 0]
+    return _thumbnail(ranking, budget), position < counts[..., None]
+
+
+def exact_with_newlines(
+    ranking: Ranking, budget: Budget, valid: Tensor, lines: Tensor, line_count: int
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The same when a line of the stitched crops that keeps a token also costs its newline.
+
+    `budget.crops` pays for both. The largest number of tokens whose lines can be paid is found among all candidates at
+    once; what is left over (rarely more than one) buys the next tokens of lines that are open anyway, and where there
+    are none, a token without its newline.
+
+    Args:
+        ranking: As a selector returns it, with a batch axis.
+        budget: From `keep_counts` with `newlines=line_count`.
+        valid: bool (crops, tokens).
+        lines: int (crops, tokens), -1 on padding.
+        line_count: Number of lines.
+
+    Returns:
+        (thumbnail (batch, tokens) or None, crops (batch, crops, tokens), newlines (batch, line_count)).
+    """
+    batch, crops, tokens = ranking.crops.shape
+    position = _rank_valid(ranking.crops, valid)
+    totals = torch.arange(max(0, budget.crops - line_count), budget.crops + 1, device=valid.device).clamp(max=valid.sum())
+    counts = _share(totals, ranking.ratios, valid)  # (batch, candidates, crops)
+
+    # A line opens for a candidate as soon as one crop's count reaches the crop's best token on that line.
+    best = position.new_full((batch, crops, line_count + 1), tokens)
+    best = best.scatter_reduce(-1, lines.clamp(min=-1).add(1).expand_as(position), position, "amin")[..., 1:]
+    opened = (counts[..., None] > best[:, None]).any(2)  # (batch, candidates, lines)
+    cost = totals + opened.sum(-1)
+    candidates = torch.arange(len(totals), device=valid.device)
+    chosen = torch.where(cost <= budget.crops, candidates, 0).amax(-1)
+    row = torch.arange(batch, device=valid.device)
+    counts, newlines, left = counts[row, chosen], opened[row, chosen], budget.crops - cost[row, chosen]
+
+    keep = position < counts[..., None]
+    distance = (position - counts[..., None]).flatten(1)
+    on_open_line = newlines.gather(-1, lines.clamp(min=0).flatten().expand(batch, -1))
+    spare = (valid & ~keep).flatten(1)
+    # Next in line first: tokens of open lines before all others.
+    order = ranks(-(distance + torch.where(on_open_line, 0, tokens)).masked_fill(~spare, 4 * tokens))
+    keep |= (spare & (order < left[:, None])).unflatten(1, (crops, tokens))
+    return _thumbnail(ranking, budget), keep, newlines
+
+
+def _thumbnail(ranking: Ranking, budget: Budget) -> Tensor | None:
+    return None if ranking.thumbnail is None else keep_best(ranking.thumbnail, budget.thumbnail)
+
+
+def _rank_valid(scores: Tensor, valid: Tensor) -> Tensor:
+    """Ranks in each crop, with padding after every valid token."""
+    return ranks(scores.masked_fill(~valid, -torch.inf))
+
+
+def _share(totals: Tensor, ratios: Tensor, valid: Tensor) -> Tensor:
+    """Tokens per crop, (batch, len(totals), crops): by ratio and valid size, at least one where the total allows."""
+    caps = valid.sum(-1)
+    one_each = caps.clamp(max=1)
+    floors = torch.where(totals[:, None] >= one_each.sum(), one_each, 0)
+    weights = (ratios * caps)[:, None].expand(-1, len(totals), -1)
+    return apportion(totals.expand(ratios.shape[0], -1), weights, floors.expand_as(weights), caps)

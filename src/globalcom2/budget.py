@@ -1,0 +1,60 @@
+"""How many tokens an image keeps: integers from sizes and the ratio alone, never from content.
+
+Servers reserve places for an image before its vision tower runs, so everything that must know a length (the prompt, the
+tensors, a serving engine) calls `keep_counts` and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import NamedTuple
+
+from globalcom2.errors import InputError
+
+
+class Budget(NamedTuple):
+    """Tokens that one image keeps: `total == thumbnail + crops`; newlines that count are part of `crops`."""
+
+    total: int
+    thumbnail: int
+    crops: int
+
+
+def check_ratio(retention_ratio: float) -> float:
+    """Return `retention_ratio` as a float in (0, 1].
+
+    Raises:
+        InputError: Not a number, or out of range; a percentage is recognised and the message names the ratio meant.
+    """
+    if isinstance(retention_ratio, bool) or not isinstance(retention_ratio, numbers.Real):
+        raise InputError(f"retention_ratio must be a number in (0, 1], got {retention_ratio!r}.")
+    ratio = float(retention_ratio)
+    if 0.0 < ratio <= 1.0:
+        return ratio
+    cure = f"Did you mean {ratio / 100:g}?" if 1.0 < ratio <= 100.0 else "It is the fraction of visual tokens to keep."
+    raise InputError(f"retention_ratio must be in (0, 1], got {retention_ratio!r}. {cure}")
+
+
+def keep_counts(retention_ratio: float, thumbnail: int, crops: int, newlines: int = 0) -> Budget:
+    """Split an image's budget between its thumbnail and its crops.
+
+    Args:
+        retention_ratio: Fraction to keep, in (0, 1].
+        thumbnail: Tokens of the thumbnail (0 if the image has none).
+        crops: Valid tokens of all crops together.
+        newlines: Newlines that the crops' packing adds and that count.
+
+    Returns:
+        The exact numbers: `total` is `retention_ratio` of everything, rounded half up, at least one.
+    """
+    ratio = check_ratio(retention_ratio)
+    total = max(1, _round_half_up(ratio * (thumbnail + crops + newlines)))
+    kept = 0 if thumbnail == 0 else min(total, max(1, _round_half_up(ratio * thumbnail)))
+    if crops == 0:
+        kept = total = max(1, _round_half_up(ratio * thumbnail))
+    return Budget(total, kept, total - kept)
+
+
+def _round_half_up(value: float) -> int:
+    return math.floor(value + 0.5)

@@ -1,0 +1,302 @@
+"""`compress`, `apply` and `remove`: a model whose image prompts are simply shorter. No algorithm, no family names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from globalcom2 import patching
+from globalcom2.adapters import Adapter, Layout, tap
+from globalcom2.budget import check_ratio, keep_counts
+from globalcom2.errors import InputError, unknown_name
+from globalcom2.families import load_adapter
+from globalcom2.methods import check_options, get_method
+from globalcom2.prompt import ALIGNED, ShortPrompt, original_positions, shorten
+from globalcom2.report import Clock, ImageReport, Report
+from globalcom2.selection import NEWLINES, Keep, select
+from globalcom2.views import SCORE_TYPES, Views
+
+POSITIONS = ("closed", "original")
+THUMBNAIL_ORDERS = ("raster", "score")
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
+
+
+def compress(
+    model: torch.nn.Module,
+    retention_ratio: float = 0.1,
+    method: str = "globalcom2",
+    *,
+    exact: bool = True,
+    score: str = "logits",
+    layer: int = -1,
+    newlines: str | None = None,
+    positions: str = "closed",
+    thumbnail_order: str = "raster",
+    **options: Any,
+) -> Compression:
+    """Compress the image tokens of every call of a model inside a `with` block.
+
+    Args:
+        model: A transformers model of a supported family (`list_models()`), also inside PEFT, torch.compile or DDP.
+        retention_ratio: Fraction of the visual tokens that the language model reads, in (0, 1]. 1.0 is the unpatched
+            model, bit for bit.
+        method: A name from `list_methods()`.
+        exact: True: how many tokens an image keeps follows from its size and the ratio alone. False: the published
+            code's rounding.
+        score: What saliency is: "logits" ([CLS] row before the softmax, mean over heads), "attention" (after it) or
+            "similarity" (minus the cosine of a token's features to the mean of its view).
+        layer: The tower's layer whose attention row is read; negative counts from the end.
+        newlines: "counted" or "all", see `select`.
+        positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
+        thumbnail_order: "raster", or "score" for best first as in the published code.
+        **options: Options of the method.
+
+    Returns:
+        A `Compression`; its `report` describes the last call.
+
+    Raises:
+        InputError, UnsupportedModelError: Before anything is patched.
+
+    Calls with `inputs_embeds`, without images, or continuing a cache that was made uncompressed pass through
+    unchanged. Settings belong to the model, not to a thread: in nested blocks the inner one wins, for all threads.
+    """
+    settings = Settings(
+        check_ratio(retention_ratio),
+        method,
+        exact,
+        _one_of("score", score, SCORE_TYPES),
+        layer,
+        newlines if newlines is None else _one_of("newlines", newlines, NEWLINES),
+        _one_of("positions", positions, POSITIONS),
+        _one_of("thumbnail_order", thumbnail_order, THUMBNAIL_ORDERS),
+        options,
+    )
+    own = ("exact", "score", "layer", "newlines", "positions", "thumbnail_order")
+    check_options(get_method(method), options, also=own)
+    return Compression(model, settings)
+
+
+def apply(model: ModelT, retention_ratio: float = 0.1, method: str = "globalcom2", **options: Any) -> ModelT:
+    """The same as `compress`, without a block: until `remove(model)`. A second call replaces the first.
+
+    Returns:
+        The model; `globalcom2.compression.current(model).report` describes its last call.
+    """
+    compression = compress(model, retention_ratio, method, **options)
+    remove(model)
+    patching.push(compression.target, compression, permanent=True)
+    return model
+
+
+def remove(model: ModelT) -> ModelT:
+    """Undo `apply`. Does nothing on a model to which nothing was applied; blocks stay as they are."""
+    patching.pop_permanent(patching.unwrap(model))
+    return model
+
+
+def current(model: torch.nn.Module) -> Compression | None:
+    """The compression that calls of `model` go through now, or None."""
+    return patching.active(patching.unwrap(model))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked arguments of `compress`."""
+
+    retention_ratio: float
+    method: str
+    exact: bool
+    score: str
+    layer: int
+    newlines: str | None
+    positions: str
+    thumbnail_order: str
+    options: dict[str, Any]
+
+
+class Compression:
+    """Settings bound to a model; a context manager. `report` describes the last call."""
+
+    def __init__(self, model: torch.nn.Module, settings: Settings):
+        self.target = patching.unwrap(model)
+        self.settings = settings
+        self.adapter: Adapter = load_adapter(self.target.config.model_type)
+        self.adapter.check(self.target.base_model)
+        self.attention = self.adapter.attention(self.target.base_model, settings.layer)
+        self.report = Report(settings.retention_ratio, settings.method)
+
+    def __enter__(self) -> Compression:
+        patching.push(self.target, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        patching.pop(self.target, self)
+
+    @torch.no_grad()
+    def shorten_call(self, model: Any, call: dict[str, Any]) -> Short | None:
+        """Replace a call's images by features of the kept tokens, and its prompt by a shorter one.
+
+        Args:
+            model: The model that is being called: `target`, or a deep copy of it.
+            call: Keyword arguments of `generate` or `forward`, not modified.
+
+        Returns:
+            The new keyword arguments with what is needed to undo the shortening, or None for a call that passes
+            through: no images, embeddings instead of ids, or a ratio of 1.
+        """
+        ids = call.get("input_ids")
+        if ids is None or call.get("pixel_values") is None or self.settings.retention_ratio == 1.0:
+            return None
+        base = model.base_model
+        encode = self.adapter.encode_arguments(base, call)
+        layouts = self.adapter.layouts(base, encode)
+        placeholder = ids == model.config.image_token_id
+        rows = _rows_of_images(placeholder, layouts)
+        mask = call.get("attention_mask")
+        if mask is not None and mask.shape != ids.shape:
+            raise InputError(f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}.")
+
+        clock = Clock(base.device)
+        attention = self.adapter.attention(base, self.settings.layer)
+        softmax = self.settings.score == "attention"
+        with clock.phase("tower"), tap.record(attention, softmax=softmax, cls_index=self.adapter.cls_index) as recording:
+            output = self.adapter.encode(base, encode)
+        with clock.phase("selection"):
+            scores = self._scores(base, output, torch.cat(recording.rows), layouts)
+            images = self._select(base, output, scores, layouts, rows)
+            packed = self.adapter.packed(output)
+            orders = [self._order(image) for image in images]
+            features = torch.cat([f[order.to(f.device)] for f, order in zip(packed, orders, strict=True)])
+            keep = torch.cat([image.kept for image in images])
+            short = shorten(ids, mask, placeholder, keep, _pad_token_id(model))
+        self.report = Report(self.settings.retention_ratio, self.settings.method, images, clock)
+
+        new = {name: value for name, value in call.items() if name not in encode}
+        if self.settings.positions == "original" and new.get("position_ids") is None:
+            new["position_ids"] = original_positions(mask, ids)
+        for name, fill in ALIGNED.items():
+            if new.get(name) is not None:
+                new[name] = short.gather(new[name], fill)
+        new["input_ids"], new["attention_mask"] = short.input_ids, short.attention_mask
+        new["mm_encoder_outputs"] = {"image": self.adapter.with_packed(output, features)}
+        return Short(new, short, self.report, clock)
+
+    def _scores(self, base: Any, output: Any, rows: Tensor, layouts: list[Layout]) -> Tensor:
+        """Token scores (views, tokens)."""
+        if self.settings.score == "similarity":
+            features = self.adapter.tower_features(base, output).float()
+            scores = -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)
+        else:
+            scores = self.adapter.scores(rows)
+        if len(scores) != sum(layout.views for layout in layouts):
+            raise InputError(
+                f"pixel_values must hold {sum(layout.views for layout in layouts)} views for these image_sizes, got "
+                f"{len(scores)}. Pass both as the processor returned them."
+            )
+        return scores
+
+    def _select(
+        self, base: Any, output: Any, scores: Tensor, layouts: list[Layout], rows: list[int]
+    ) -> list[ImageReport]:
+        """Select for all images of one layout in one go; entries in prompt order."""
+        settings = self.settings
+        views = scores.split([layout.views for layout in layouts])
+        features = None
+        if get_method(settings.method).needs_features:
+            features = self.adapter.tower_features(base, output).split([layout.views for layout in layouts])
+        images: dict[int, ImageReport] = {}
+        for layout in dict.fromkeys(layouts):
+            members = [i for i, other in enumerate(layouts) if other is layout]
+            stacked = torch.stack([views[i] for i in members])
+            batch = Views(
+                stacked[:, 1:],
+                layout.valid,
+                layout.grid,
+                None if features is None else torch.stack([features[i] for i in members]),
+                stacked[:, 0],
+                layout.token_grid,
+                layout.lines,
+                settings.score,
+            )
+            keep = select(
+                batch, settings.retention_ratio, settings.method, settings.exact, settings.newlines, **settings.options
+            )
+            flat = torch.cat([keep.thumbnail, keep.crops.flatten(1), *([] if keep.newlines is None else [keep.newlines])], 1)
+            slots = layout.slots.to(flat.device)
+            kept = flat[:, slots.clamp(min=0)] | (slots < 0)
+            for n, i in enumerate(members):
+                own = Keep(keep.thumbnail[n], keep.crops[n], None if keep.newlines is None else keep.newlines[n])
+                images[i] = ImageReport(rows[i], layout, own, stacked[n, 0], kept[n])
+        return [images[i] for i in range(len(layouts))]
+
+    def _order(self, image: ImageReport) -> Tensor:
+        """Places of the kept features in the order in which the language model reads them."""
+        if self.settings.thumbnail_order == "raster":
+            return image.kept.nonzero().flatten()
+        slots = image.layout.slots.to(image.kept.device)
+        tokens = image.layout.tokens
+        in_thumbnail = (slots >= 0) & (slots < tokens)
+        best_first = (-image.thumbnail_scores).argsort(stable=True).argsort()
+        place = torch.arange(len(slots), device=slots.device)
+        # Thumbnail places keep their stretch of the run but are filled by rank.
+        rank = torch.where(in_thumbnail, best_first[slots.clamp(0, tokens - 1)], place)
+        first = torch.where(in_thumbnail, place, len(slots)).amin()
+        key = torch.where(in_thumbnail, first + rank, place)
+        order = key.argsort(stable=True)
+        return order[image.kept[order]]
+
+
+@dataclass
+class Short:
+    """A shortened call."""
+
+    call: dict[str, Any]
+    prompt: ShortPrompt
+    report: Report
+    clock: Clock = field(repr=False)
+
+
+def placeholders(model: Any, retention_ratio: float, layout: Layout, newlines: str = "counted") -> int:
+    """Visual tokens that an image of this layout keeps, newlines included: known before the tower runs."""
+    lines = 0 if layout.lines is None or layout.lines.numel() == 0 else int(layout.lines.max()) + 1
+    counted = lines if newlines == "counted" else 0
+    return keep_counts(retention_ratio, layout.tokens, int(layout.valid.sum()), counted).total + lines - counted
+
+
+def _rows_of_images(placeholder: Tensor, layouts: list[Layout]) -> list[int]:
+    """Which prompt of the batch each image belongs to; raises if prompts and images do not fit."""
+    counts = placeholder.sum(1).tolist()
+    rows, row, left = [], 0, counts[0] if counts else 0
+    expected = [len(layout.slots) for layout in layouts]
+    for size in expected:
+        while left == 0 and row + 1 < len(counts):
+            row += 1
+            left = counts[row]
+        if left < size:
+            break
+        left -= size
+        rows.append(row)
+    if len(rows) != len(layouts) or left or any(counts[row + 1 :]):
+        raise InputError(
+            f"input_ids must hold {expected} image placeholders for the {len(layouts)} images of this call, got {counts} "
+            "per prompt. Build prompts and images with one call of the processor, with one image tag per image."
+        )
+    return rows
+
+
+def _pad_token_id(model: Any) -> int:
+    pad = model.generation_config.pad_token_id
+    return 0 if pad is None else int(pad)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise unknown_name(name, value, allowed)
+    return value

@@ -1,0 +1,94 @@
+"""The registry of selectors: names to lazily imported functions. Knows no torch, so listing is instant."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from globalcom2.errors import InputError, unknown_name
+
+ENTRY_POINTS = "globalcom2.methods"
+"""Entry-point group: another package registers `name = "module:METHOD"`, METHOD being a `Method`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One selector: `target` is "module:function", called as function(views, retention_ratio, **options) -> Ranking."""
+
+    name: str
+    target: str
+    summary: str
+    source: str
+    needs_features: bool = False
+    """True to receive `views.features`; gathering them costs a copy of the tower's output."""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the selector's function."""
+        module, _, function = self.target.partition(":")
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+
+
+_METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            "globalcom2",
+            "globalcom2.selectors.globalcom2:globalcom2",
+            "The thumbnail decides how many tokens each crop keeps and has a say in which",
+            "https://arxiv.org/abs/2501.05179",
+        ),
+        Method(
+            "uniform",
+            "globalcom2.selectors.uniform:uniform",
+            "Baseline: the same ratio for every view, best local scores first",
+            "https://arxiv.org/abs/2412.01818",
+        ),
+        Method(
+            "random",
+            "globalcom2.selectors.random:random",
+            "Baseline: the same ratio for every view, tokens drawn at random (seeded)",
+            "sanity baseline",
+        ),
+    )
+}
+
+
+def register_method(method: Method) -> None:
+    """Add a selector under its name; a name can be registered once."""
+    if method.name in _METHODS:
+        raise InputError(f"method {method.name!r} is already registered by {_METHODS[method.name].target}. Choose another name.")
+    _METHODS[method.name] = method
+
+
+@cache
+def _load_entry_points() -> None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        register_method(entry.load())
+
+
+def list_methods() -> list[str]:
+    """Names of all selectors, for `method=`."""
+    _load_entry_points()
+    return sorted(_METHODS)
+
+
+def get_method(name: str) -> Method:
+    """The registered method of that name; an unknown name raises `InputError` with the nearest ones."""
+    _load_entry_points()
+    if name not in _METHODS:
+        raise unknown_name("method", name, _METHODS)
+    return _METHODS[name]
+
+
+def check_options(method: Method, options: dict[str, Any], also: tuple[str, ...] = ()) -> None:
+    """Raise `InputError` for an option that the selector does not have; `also` names options of the caller's own."""
+    parameters = inspect.signature(method.load()).parameters.values()
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"option of method {method.name!r}", name, [*known, *also])

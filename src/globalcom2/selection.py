@@ -1,0 +1,126 @@
+"""`select`: views and a ratio in, a mask of the survivors out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globalcom2 import allocation
+from globalcom2.budget import Budget, check_ratio, keep_counts
+from globalcom2.errors import InputError
+from globalcom2.methods import check_options, get_method
+from globalcom2.selectors import Ranking
+from globalcom2.views import Views
+
+NEWLINES = ("counted", "all")
+
+
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """Masks of the survivors; shapes carry the batch axis of the views."""
+
+    thumbnail: Tensor
+    """bool (tokens,); (0,) for an image without a thumbnail."""
+    crops: Tensor
+    """bool (crops, tokens); never a padded token."""
+    newlines: Tensor | None = None
+    """bool (lines,): newlines that stay; None where the packing has none."""
+
+
+def budget_of(views: Views, retention_ratio: float, newlines: str = "counted") -> Budget:
+    """The exact budget of one image: from shapes, `valid` and the ratio only."""
+    thumbnail = 0 if views.thumbnail_scores is None else views.tokens
+    return keep_counts(retention_ratio, thumbnail, views.valid_count, views.line_count if newlines == "counted" else 0)
+
+
+@torch.no_grad()
+def select(
+    views: Views,
+    retention_ratio: float,
+    method: str = "globalcom2",
+    exact: bool = True,
+    newlines: str | None = None,
+    **options: Any,
+) -> Keep:
+    """Choose the tokens that survive.
+
+    Args:
+        views: One image or a batch of images of one shape.
+        retention_ratio: Fraction of the tokens to keep, in (0, 1].
+        method: A name from `list_methods()`.
+        exact: True: totals follow from shapes, `valid` and the ratio alone and are always met, at least one token per
+            image. False: the published code's rounding (int() per view, clip at 1, nothing redistributed); with
+            default options the kept sets equal those of the paper's code.
+        newlines: For packings with newline tokens (`views.lines`). "counted": the budget pays for them and a line
+            keeps its newline only if it keeps a token. "all": every line keeps its newline and none is counted, as in
+            the published code. Default: "counted" if `exact`, else "all".
+        **options: Options of the method, see its docstring.
+
+    Returns:
+        `Keep` with boolean masks.
+
+    Raises:
+        InputError: A ratio, method or option out of range, or scores that are not finite.
+    """
+    ratio = check_ratio(retention_ratio)
+    newlines = newlines if newlines is not None else ("counted" if exact else "all")
+    if newlines not in NEWLINES:
+        raise InputError(f"newlines must be one of {', '.join(NEWLINES)}, got {newlines!r}.")
+    chosen = get_method(method)
+    if method == "globalcom2" and not exact:
+        options = {"regions": "blocks", **options}
+    check_options(chosen, options)
+    batched = views.scores.ndim == 3
+    views = views if batched else _with_batch_axis(views)
+    _check_finite(views)
+    ranking: Ranking = chosen.load()(views, ratio, **options)
+
+    lines = None if views.lines is None else views.lines.to(views.scores.device)
+    valid = views.valid_mask
+    batch = views.scores.shape[0]
+    kept_newlines = None
+    if not exact:
+        thumbnail, crops = allocation.as_published(ranking, ratio, valid)
+    elif lines is None or newlines == "all" or views.line_count == 0:
+        thumbnail, crops = allocation.exact(ranking, budget_of(views, ratio, "all"), valid)
+    else:
+        budget = budget_of(views, ratio)
+        thumbnail, crops, kept_newlines = allocation.exact_with_newlines(ranking, budget, valid, lines, views.line_count)
+    if lines is not None and kept_newlines is None:
+        kept_newlines = torch.ones(batch, views.line_count, dtype=torch.bool, device=valid.device)
+        if newlines == "counted":
+            index = lines.clamp(min=0).flatten().expand(batch, -1)
+            kept_newlines = torch.zeros_like(kept_newlines, dtype=torch.int64).scatter_add(1, index, crops.flatten(1).long()) > 0
+    if thumbnail is None:
+        thumbnail = valid.new_zeros(batch, 0)
+    keep = Keep(thumbnail, crops, kept_newlines)
+    return keep if batched else Keep(*(None if mask is None else mask[0] for mask in (thumbnail, crops, kept_newlines)))  # type: ignore[arg-type]
+
+
+def _with_batch_axis(views: Views) -> Views:
+    def lift(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[None]
+
+    return Views(
+        views.scores[None],
+        views.valid,
+        views.grid,
+        lift(views.features),
+        lift(views.thumbnail_scores),
+        views.token_grid,
+        views.lines,
+        views.score_type,
+    )
+
+
+def _check_finite(views: Views) -> None:
+    scores = views.scores if views.valid is None else views.scores.masked_fill(~views.valid_mask, 0.0)
+    for name, tensor in (("scores", scores), ("thumbnail_scores", views.thumbnail_scores)):
+        if tensor is not None and not tensor.isfinite().all():
+            raise InputError(
+                f"{name} must be finite, got {int((~tensor.isfinite()).sum())} NaN or infinite values. "
+                "Check the vision tower's output; half precision overflows in some towers, try bfloat16 or float32."
+            )

@@ -1,0 +1,141 @@
+"""GlobalCom²: the thumbnail decides how many tokens each crop may keep, and has a say in which."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from globalcom2.errors import InputError
+from globalcom2.selectors import Ranking
+from globalcom2.views import Views
+
+# Logit sums over a crop's share of the thumbnail differ by tens; softmaxed attention sums to at most one in a whole
+# view, so the paper's temperature would make every crop's share equal there.
+TEMPERATURES = {"logits": 10.0, "attention": 0.1, "similarity": 10.0}
+EPSILON = 1e-8
+
+
+def globalcom2(
+    views: Views,
+    retention_ratio: float,
+    *,
+    temperature: float | None = None,
+    alpha: float = 0.5,
+    crop_mass: str = "sum",
+    regions: str = "overlap",
+) -> Ranking:
+    """Thumbnail compression, adaptive compression adjustment and holistic token evaluation.
+
+    Args:
+        views: Images with a thumbnail.
+        retention_ratio: Fraction to keep, in (0, 1].
+        temperature: Softness of the competition between crops. Default: 10 for logits and similarity, 0.1 for
+            attention.
+        alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1].
+        crop_mass: How a crop's region of the thumbnail counts: "sum", "mean" or "max" of its scores.
+        regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers; "blocks" cuts the
+            thumbnail into equal blocks, the remainder going to the last one, as the published code does.
+
+    Returns:
+        The thumbnail by its own scores; crop tokens by `alpha` * thumbnail + (1 - `alpha`) * local score, each
+        L2-normalised over the crop; ratios R * (1 + softmax(mass / temperature) - mean).
+
+    Paper: https://arxiv.org/abs/2501.05179. Differs from the paper: follows the published code where they disagree
+    (scores before the softmax, L2 normalisation); `regions="overlap"` equals the code's blocks where nothing is padded
+    and also fits padded and non-divisible grids.
+    """
+    if crop_mass not in ("sum", "mean", "max"):
+        raise InputError(f"crop_mass must be one of sum, mean, max, got {crop_mass!r}.")
+    if regions not in ("overlap", "blocks"):
+        raise InputError(f"regions must be one of overlap, blocks, got {regions!r}.")
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError(f"alpha must be in [0, 1], got {alpha!r}.")
+    temperature = TEMPERATURES[views.score_type] if temperature is None else temperature
+    if not temperature > 0:
+        raise InputError(f"temperature must be positive, got {temperature!r}.")
+    thumbnail = views.thumbnail_scores
+    if thumbnail is None:
+        raise InputError("thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail.")
+    if views.crops == 0:
+        return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
+
+    assert views.grid is not None and views.token_grid is not None  # filled in by Views
+    thumbnail_map = thumbnail.float().unflatten(-1, views.token_grid)
+    canvas = Canvas(views)
+    weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
+    mass = _mass(thumbnail_map.double(), *weights, crop_mass)
+    mass = mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
+    shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
+    shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
+    ratios = (retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))).clamp(max=1.0)
+
+    valid = views.valid_mask
+    local = _unit(views.scores.float(), valid)
+    holistic = _unit(canvas.project(thumbnail_map), valid)
+    return Ranking(thumbnail, alpha * holistic + (1 - alpha) * local, ratios)
+
+
+class Canvas:
+    """Where crop tokens lie on the stitched crops, and which rectangle of it is image and not padding."""
+
+    def __init__(self, views: Views):
+        (self.rows, self.cols), (self.height, self.width) = views.grid, views.token_grid  # type: ignore[misc]
+        self.device = views.scores.device
+        # Kept where the caller has it: on the CPU these reductions cost no synchronisation.
+        valid = views.valid if views.valid is not None else torch.ones(views.crops, views.tokens, dtype=torch.bool)
+        stitched = valid.view(self.rows, self.cols, self.height, self.width).transpose(1, 2).flatten(2).flatten(0, 1)
+        self.y = self._extent(stitched.any(1))
+        self.x = self._extent(stitched.any(0))
+
+    @staticmethod
+    def _extent(line: Tensor) -> tuple[int, int]:
+        where = line.nonzero().flatten()
+        return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, len(line))
+
+    def overlaps(self) -> tuple[Tensor, Tensor]:
+        """Per axis, how much of each thumbnail cell a crop's valid area covers: (rows, height) and (cols, width)."""
+        return (
+            self._overlap(self.rows, self.height, *self.y),
+            self._overlap(self.cols, self.width, *self.x),
+        )
+
+    def _overlap(self, crops: int, cells: int, start: int, stop: int) -> Tensor:
+        # The thumbnail shows the valid area stretched over `cells` cells.
+        scale = cells / (stop - start)
+        edges = ((torch.arange(crops + 1, device=self.device) * cells).clamp(start, stop) - start).double() * scale
+        cell = torch.arange(cells, device=self.device)
+        upper = torch.minimum(edges[1:, None], cell + 1.0)
+        return (upper - torch.maximum(edges[:-1, None], cell.double())).clamp(min=0)
+
+    def blocks(self) -> tuple[Tensor, Tensor]:
+        """Per axis, the published code's equal blocks as 0/1 weights."""
+        return self._block(self.rows, self.height), self._block(self.cols, self.width)
+
+    def _block(self, crops: int, cells: int) -> Tensor:
+        owner = (torch.arange(cells, device=self.device) // max(1, cells // crops)).clamp(max=crops - 1)
+        return F.one_hot(owner, crops).T.double()
+
+    def project(self, thumbnail_map: Tensor) -> Tensor:
+        """The thumbnail's map (batch, height, width), resized to the valid area, as (batch, crops, tokens)."""
+        size = (self.y[1] - self.y[0], self.x[1] - self.x[0])
+        resized = F.interpolate(thumbnail_map[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        canvas = resized.new_zeros(resized.shape[0], self.rows * self.height, self.cols * self.width)
+        canvas[:, self.y[0] : self.y[1], self.x[0] : self.x[1]] = resized
+        tiles = canvas.unflatten(2, (self.cols, self.width)).unflatten(1, (self.rows, self.height))
+        return tiles.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str) -> Tensor:
+    if how == "max":
+        covered = (rows[:, None, :, None] > 0) & (cols[None, :, None, :] > 0)
+        return thumbnail_map[:, None, None].masked_fill(~covered, -torch.inf).amax((-2, -1)).flatten(1)
+    mass = torch.einsum("rh,bhw,cw->brc", rows, thumbnail_map, cols)
+    if how == "mean":
+        mass = mass / torch.outer(rows.sum(1), cols.sum(1)).clamp(min=torch.finfo(mass.dtype).tiny)
+    return mass.flatten(1)
+
+
+def _unit(scores: Tensor, valid: Tensor) -> Tensor:
+    """Scale each crop's valid scores to unit length."""
+    return F.normalize(scores.masked_fill(~valid, 0.0), dim=-1)

@@ -1,0 +1,22 @@
+"""The baseline that every selector has to beat."""
+
+from __future__ import annotations
+
+import torch
+
+from globalcom2.selectors import Ranking
+from globalcom2.views import Views
+
+
+def random(views: Views, retention_ratio: float, *, seed: int = 0) -> Ranking:
+    """Equal ratio per view, tokens drawn at random.
+
+    The draw depends on `seed` and the shapes alone, so an image keeps the same tokens alone and in a batch.
+
+    Source: the usual sanity baseline; see "random" in https://arxiv.org/abs/2503.10501 (benchmarks where it wins).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(1 + views.crops, views.tokens, generator=generator).to(views.scores.device)
+    thumbnail = None if views.thumbnail_scores is None else draw[0].expand_as(views.thumbnail_scores)
+    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
+    return Ranking(thumbnail, draw[1:].expand_as(views.scores), ratios)
