@@ -22,6 +22,8 @@ def apportion(totals: Tensor, weights: Tensor, floors: Tensor, caps: Tensor) -> 
         int64 (..., n) that sums to `totals` exactly. What a capped entry cannot take goes to the others in proportion;
         equal remainders go to the lower index.
     """
+    if caps.shape[-1] == 0:
+        return floors.long()
     low, high = torch.broadcast_tensors(floors.double(), caps.double())
     weights = weights.double().clamp(min=1e-12)
     # total(c) = sum(clip(c * weight, floor, cap)) is piecewise linear in the common factor c: find its segment, then c.

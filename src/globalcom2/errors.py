@@ -14,6 +14,10 @@ class InputError(GlobalCom2Error, ValueError):
     """An argument or an input that cannot be used. The CLI exits with 2."""
 
 
+class DataError(InputError):
+    """A file or tensor whose content cannot be used. The CLI exits with 1."""
+
+
 class UnsupportedModelError(GlobalCom2Error, TypeError):
     """A model whose family or configuration has no adapter."""
 

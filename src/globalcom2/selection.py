@@ -10,7 +10,7 @@ from torch import Tensor
 
 from globalcom2 import allocation
 from globalcom2.budget import Budget, check_ratio, keep_counts
-from globalcom2.errors import InputError
+from globalcom2.errors import DataError, InputError
 from globalcom2.methods import check_options, get_method
 from globalcom2.selectors import Ranking
 from globalcom2.views import Views
@@ -63,7 +63,8 @@ def select(
         `Keep` with boolean masks.
 
     Raises:
-        InputError: A ratio, method or option out of range, or scores that are not finite.
+        InputError: A ratio, method or option out of range.
+        DataError: Scores that are not finite.
     """
     ratio = check_ratio(retention_ratio)
     newlines = newlines if newlines is not None else ("counted" if exact else "all")
@@ -120,7 +121,7 @@ def _check_finite(views: Views) -> None:
     scores = views.scores if views.valid is None else views.scores.masked_fill(~views.valid_mask, 0.0)
     for name, tensor in (("scores", scores), ("thumbnail_scores", views.thumbnail_scores)):
         if tensor is not None and not tensor.isfinite().all():
-            raise InputError(
+            raise DataError(
                 f"{name} must be finite, got {int((~tensor.isfinite()).sum())} NaN or infinite values. "
                 "Check the vision tower's output; half precision overflows in some towers, try bfloat16 or float32."
             )

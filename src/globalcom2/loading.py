@@ -1,0 +1,86 @@
+"""Loads a model and its processor by name, checking the family before any weight is read."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from globalcom2.errors import InputError
+from globalcom2.families import get_family
+from globalcom2.mini import FOLDER, load_mini
+
+MINI = "mini"
+# To suggest a name when one is mistyped; any checkpoint of a supported family loads.
+KNOWN_CHECKPOINTS = (
+    MINI,
+    "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-hf/llava-v1.6-34b-hf",
+    "llava-hf/llama3-llava-next-8b-hf",
+    "llava-hf/llava-next-72b-hf",
+)
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str | None = None) -> tuple[Any, Any]:
+    """A model in eval mode and its processor.
+
+    Args:
+        name: "mini", a folder with a checkpoint, or a name on the hub.
+        dtype: "float32", "float16", "bfloat16"; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one.
+        attn: transformers' `attn_implementation`; None leaves the choice to transformers.
+
+    Raises:
+        InputError: An unknown name, dtype or device.
+        UnsupportedModelError: A family without an adapter.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    target = _device(device)
+    config = _config(FOLDER if name == MINI else name, name)
+    get_family(config.model_type)
+    kwargs: dict[str, Any] = {"dtype": dtype}
+    if dtype == "auto" and target.type == "cpu":
+        kwargs["dtype"] = torch.float32
+    elif dtype != "auto":
+        kwargs["dtype"] = getattr(torch, dtype)
+    if attn is not None:
+        kwargs["attn_implementation"] = attn
+    if name == MINI:
+        model, processor = load_mini(**kwargs)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(name, **kwargs).eval()
+        processor = AutoProcessor.from_pretrained(name)
+    return model.to(target), processor
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}.") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device must be available, got {device!r} and no CUDA device is. Use cpu.")
+    return target
+
+
+def _config(where: Any, name: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        near = difflib.get_close_matches(name, KNOWN_CHECKPOINTS, n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model must be 'mini', a folder with a checkpoint or a name on the hub, got {name!r}, which could not be "
+            f"opened{offline}: {reason}{hint}"
+        ) from error

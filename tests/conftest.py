@@ -1,0 +1,48 @@
+"""Fixtures of the whole suite: tiny models, and no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import transformers
+from tiny import Tiny, llava_next, picture
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def llava() -> Tiny:
+    """One LLaVA-NeXT for all tests; tests must leave it unpatched."""
+    made = llava_next()
+    # transformers itself adds hooks and attributes on a model's first call.
+    made.model.generate(**made.inputs(["<image>"], [picture(84, 84)]), max_new_tokens=2)
+    return made
+
+
+@pytest.fixture
+def tiny(llava: Tiny):
+    """The shared model, checked to be clean afterwards."""
+    before = footprint(llava.model)
+    yield llava
+    assert footprint(llava.model) == before, "the model was left patched"
+
+
+@pytest.fixture
+def batch(llava: Tiny):
+    """Left-padded prompts: two images of different sizes, one image, none, a picture smaller than a view."""
+    texts = ["a <image> b <image> c", "look: <image>?", "no picture here", "<image> tiny"]
+    return llava.inputs(texts, [picture(168, 168, 1), picture(60, 200, 2), picture(400, 100, 3), picture(30, 30, 4)])
+
+
+def footprint(model) -> list:
+    """Everything that patching could leave behind: attributes, hooks, configurations of every module."""
+    stock = ("_compiled_call", "_last_compile_config", "_previous_max_cache_length")  # left by transformers' static cache
+    return [
+        (name, sorted(set(module.__dict__).difference(stock)), len(module._forward_pre_hooks), len(module._forward_hooks),
+         id(getattr(module, "config", None)), getattr(getattr(module, "config", None), "_attn_implementation", None))
+        for name, module in model.named_modules()
+    ]  # fmt: skip

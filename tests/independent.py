@@ -1,0 +1,52 @@
+"""A second way to the same answers that shares no code with the library's mechanism: embeddings cut by hand."""
+
+import torch
+
+
+def reports_keep(compression):
+    """Kept places of all images, in prompt order, as the report tells them."""
+    return torch.cat([image.kept for image in compression.report])
+
+
+def cut_embeddings(model, inputs, keep, *, original_positions=False):
+    """(inputs_embeds, attention_mask, position_ids) of the shortened batch, row by row, left padded."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    with torch.no_grad():
+        features = torch.cat(model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True).pooler_output)
+        embeds = model.get_input_embeddings()(ids)
+    taken, rows, places = 0, [], []
+    for row in range(len(ids)):
+        kept_row, kept_places, position = [], [], 0
+        for column in range(ids.shape[1]):
+            if not mask[row, column]:
+                continue
+            if ids[row, column] == model.config.image_token_id:
+                if keep[taken]:
+                    kept_row.append(features[taken])
+                    kept_places.append(position)
+                taken += 1
+            else:
+                kept_row.append(embeds[row, column])
+                kept_places.append(position)
+            position += 1
+        rows.append(torch.stack(kept_row))
+        places.append(torch.tensor(kept_places))
+    longest = max(map(len, rows))
+    out = torch.zeros(len(rows), longest, embeds.shape[-1])
+    out_mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    out_places = torch.zeros(len(rows), longest, dtype=torch.long)
+    for row, values in enumerate(rows):
+        out[row, longest - len(values) :] = values
+        out_mask[row, longest - len(values) :] = 1
+        out_places[row, longest - len(values) :] = places[row] if original_positions else torch.arange(len(values))
+    return out, out_mask, out_places
+
+
+def one_row(inputs, row, image_rows):
+    """Row `row` of a batch as a batch of its own, without padding."""
+    mask = inputs["attention_mask"][row].bool()
+    alone = {"input_ids": inputs["input_ids"][row][mask][None], "attention_mask": inputs["attention_mask"][row][mask][None]}
+    images = [i for i, r in enumerate(image_rows) if r == row]
+    if images:
+        alone["pixel_values"], alone["image_sizes"] = inputs["pixel_values"][images], inputs["image_sizes"][images]
+    return alone

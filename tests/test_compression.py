@@ -1,0 +1,549 @@
+"""compress / apply / remove against independent paths: cut embeddings, row-by-row runs, the unpatched model."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from conftest import footprint
+from independent import cut_embeddings, one_row, reports_keep
+from tiny import llava_next, picture
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from globalcom2 import InputError, UnsupportedModelError, apply, compress, remove
+from globalcom2.compression import current, placeholders
+
+NEW = 6
+GREEDY = {"max_new_tokens": NEW, "do_sample": False}
+IMAGE_ROWS = [0, 0, 1, 3]
+
+
+def generate(model, inputs, **kwargs):
+    return model.generate(**inputs, **{**GREEDY, **kwargs})
+
+
+# ------------------------------------------------------------------ identity and equality
+
+@pytest.mark.parametrize("method", ["globalcom2", "uniform", "random"])
+def test_ratio_one_is_the_unpatched_model_bit_for_bit(tiny, batch, method):
+    model = tiny.model
+    options = {"output_logits": True, "return_dict_in_generate": True}
+    plain, plain_forward = generate(model, batch, **options), model(**batch).logits
+    with compress(model, 1.0, method) as compression:
+        ours, ours_forward = generate(model, batch, **options), model(**batch).logits
+    assert torch.equal(plain.sequences, ours.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(plain.logits, ours.logits, strict=True))
+    assert torch.equal(plain_forward, ours_forward)
+    assert len(compression.report) == 0
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.4])
+@pytest.mark.parametrize("options", [
+    {}, {"positions": "original"}, {"newlines": "all"}, {"exact": False}, {"score": "attention"}, {"score": "similarity"},
+    {"method": "uniform"}, {"method": "random", "seed": 3}, {"layer": 0}, {"alpha": 0.2, "crop_mass": "max", "temperature": 3.0},
+], ids=str)  # fmt: skip
+def test_equal_to_cut_embeddings(tiny, batch, ratio, options):
+    model = tiny.model
+    with compress(model, ratio, **options) as compression:
+        ours = generate(model, batch, output_logits=True, return_dict_in_generate=True)
+        forward = model(**batch).logits
+    assert torch.equal(ours.sequences[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+    keep = reports_keep(compression)
+    embeds, mask, places = cut_embeddings(model, batch, keep, original_positions=options.get("positions") == "original")
+    with torch.no_grad():
+        theirs = model(inputs_embeds=embeds, attention_mask=mask, position_ids=places).logits
+    torch.testing.assert_close(ours.logits[0], theirs[:, -1], atol=2e-5, rtol=0)
+    real = mask.bool()
+    with torch.no_grad():
+        closed = theirs if options.get("positions") == "original" else model(inputs_embeds=embeds, attention_mask=mask).logits
+    torch.testing.assert_close(forward[real], closed[real], atol=2e-5, rtol=0)
+    if options.get("positions") != "original":
+        their_tokens = model.generate(inputs_embeds=embeds, attention_mask=mask, **GREEDY)
+        assert torch.equal(ours.sequences[:, -NEW:], their_tokens[:, -NEW:])
+
+
+def test_original_positions_equal_the_full_model_with_the_dropped_tokens_masked(tiny):
+    model = tiny.model
+    inputs = tiny.inputs(["what? <image> well"], [picture(168, 168)])
+    with compress(model, 0.2, positions="original") as compression:
+        ours = generate(model, inputs, output_logits=True, return_dict_in_generate=True)
+    mask = inputs["attention_mask"].clone()
+    mask[inputs["input_ids"] == model.config.image_token_id] = reports_keep(compression).long()
+    ids, steps = inputs["input_ids"], []
+    for step in range(NEW):
+        places = torch.arange(ids.shape[1])[None]
+        with torch.no_grad():
+            grown = torch.cat([mask, torch.ones(1, step, dtype=mask.dtype)], 1)
+            steps.append(model(**{**inputs, "input_ids": ids, "attention_mask": grown}, position_ids=places).logits[:, -1])
+        ids = torch.cat([ids, ours.sequences[:, inputs["input_ids"].shape[1] + step][:, None]], 1)
+    for got, expected in zip(ours.logits, steps, strict=True):
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+
+
+def test_a_mixed_batch_equals_row_by_row(tiny, batch):
+    model = tiny.model
+    with compress(model, 0.2) as compression:
+        together = generate(model, batch)
+        assert [image.row for image in compression.report] == IMAGE_ROWS
+        entries = list(compression.report)
+        for row in range(4):
+            alone = generate(model, one_row(batch, row, IMAGE_ROWS))
+            assert torch.equal(together[row, -NEW:], alone[0, -NEW:])
+            mine = [entry for entry in entries if entry.row == row]
+            if mine:  # the text row leaves the last report as it is
+                assert all(torch.equal(a.kept, b.kept) for a, b in zip(mine, compression.report, strict=True))
+
+
+# ------------------------------------------------------------------ counts
+
+def test_counts_follow_from_size_and_ratio_alone(tiny):
+    for size in ((168, 168), (400, 100), (100, 400), (250, 250), (64, 90), (30, 30)):
+        totals = set()
+        for seed in range(12):
+            inputs = tiny.inputs(["<image>"], [picture(*size, seed)])
+            with compress(tiny.model, 0.15) as compression, torch.no_grad():
+                tiny.model(**inputs)
+            totals.add(compression.report.tokens_after)
+            expected = placeholders(tiny.model, 0.15, compression.report[0].layout)
+        assert totals == {expected} == {int(0.15 * compression.report.tokens_before + 0.5)}
+
+
+def test_newlines_of_the_published_code_are_kept_and_not_counted(tiny):
+    inputs = tiny.inputs(["<image>"], [picture(168, 168)])
+    with compress(tiny.model, 0.25, newlines="all") as compression, torch.no_grad():
+        tiny.model(**inputs)
+    entry = compression.report[0]
+    assert entry.keep.newlines.all()
+    assert entry.tokens_after == round(0.25 * (36 + 4 * 36)) + 12
+    assert placeholders(tiny.model, 0.25, entry.layout, "all") == entry.tokens_after
+
+
+def test_thumbnail_order_changes_the_order_of_the_thumbnail_alone(tiny):
+    inputs = tiny.inputs(["<image>"], [picture(168, 168)])
+    features = {}
+    for order in ("raster", "score"):
+        with compress(tiny.model, 0.25, thumbnail_order=order) as compression:
+            call = compression.shorten_call(tiny.model, dict(inputs)).call
+        features[order] = call["mm_encoder_outputs"]["image"].pooler_output[0]
+    count = int(compression.report[0].keep.thumbnail.sum())
+    assert torch.equal(features["raster"][count:], features["score"][count:])
+    scores = compression.report[0].thumbnail_scores
+    kept = compression.report[0].keep.thumbnail.nonzero().flatten()
+    by_score = kept[scores[kept].argsort(descending=True)]
+    plain = tiny.model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True).pooler_output[0]
+    torch.testing.assert_close(features["score"][:count], plain[by_score])
+    torch.testing.assert_close(features["raster"][:count], plain[kept])
+
+
+# ------------------------------------------------------------------ features of generate
+
+@pytest.mark.parametrize("kwargs", [
+    {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"cache_implementation": "static"},
+    {"prefill_chunk_size": 7}, {"use_cache": False}, {"min_new_tokens": 4},
+], ids=str)  # fmt: skip
+def test_a_batch_under_features_of_generate(tiny, batch, kwargs):
+    """Against the plain model on embeddings cut by hand, row by row; beams are where batches go wrong silently."""
+    model = tiny.model
+    with compress(model, 0.2) as compression:
+        ours = generate(model, batch, **kwargs)
+        keep = reports_keep(compression)
+    returns = kwargs.get("num_return_sequences", 1)
+    assert torch.equal(ours[:, : batch["input_ids"].shape[1]], batch["input_ids"].repeat_interleave(returns, 0))
+    embeds, mask, _ = cut_embeddings(model, batch, keep)
+    plain = {k: v for k, v in kwargs.items() if k not in ("prefill_chunk_size", "use_cache")}
+    for row in range(4):
+        real = mask[row].bool()
+        theirs = model.generate(inputs_embeds=embeds[row, real][None], attention_mask=mask[row, real][None], **{**GREEDY, **plain})
+        assert torch.equal(ours[row * returns : (row + 1) * returns, -NEW:], theirs[:, -NEW:])
+
+
+@pytest.mark.parametrize("kwargs", [{"do_sample": True, "temperature": 2.0}, {"do_sample": True, "num_return_sequences": 4}], ids=str)
+def test_sampling(tiny, kwargs):
+    model, inputs = tiny.model, tiny.inputs(["a <image> b"], [picture(168, 84)])
+    torch.manual_seed(5)
+    with compress(model, 0.2) as compression:
+        ours = generate(model, inputs, **kwargs)
+    embeds, mask, _ = cut_embeddings(model, inputs, reports_keep(compression))
+    torch.manual_seed(5)
+    theirs = model.generate(inputs_embeds=embeds, attention_mask=mask, **{**GREEDY, **kwargs})
+    assert torch.equal(ours[:, -NEW:], theirs[:, -NEW:])
+
+
+@pytest.mark.parametrize("assistance", ["prompt lookup", "assistant model"])
+def test_assisted_decoding_gives_the_greedy_answer(tiny, assistance):
+    model, inputs = tiny.model, tiny.inputs(["a <image> b"], [picture(168, 84)])
+    kwargs = {"prompt_lookup_num_tokens": 2} if assistance == "prompt lookup" else {"assistant_model": copy.deepcopy(model)}
+    with compress(model, 0.2):
+        plain = generate(model, inputs, max_new_tokens=12)
+        assisted = generate(model, inputs, max_new_tokens=12, **kwargs)
+    assert torch.equal(plain, assisted)
+
+
+def test_a_repetition_penalty_in_a_batch_equals_row_by_row(tiny, batch):
+    with compress(tiny.model, 0.2):
+        together = generate(tiny.model, batch, repetition_penalty=1.5)
+        for row in range(4):
+            alone = generate(tiny.model, one_row(batch, row, IMAGE_ROWS), repetition_penalty=1.5)
+            assert torch.equal(together[row, -NEW:], alone[0, -NEW:])
+
+
+@pytest.mark.parametrize("where", ["keyword", "config", "model", "config and model"])
+def test_max_length_counts_the_callers_prompt(tiny, where):
+    model, inputs = tiny.model, tiny.inputs(["<image>"], [picture(168, 168)])
+    length = inputs["input_ids"].shape[1] + 5
+    kwargs = {"do_sample": False}
+    stored = model.generation_config.max_length
+    if where == "keyword":
+        kwargs["max_length"] = length
+    elif where == "config":
+        kwargs = {"generation_config": GenerationConfig(max_length=length, do_sample=False, suppress_tokens=[model.config.image_token_id])}
+    else:
+        model.generation_config.max_length = length
+        if where == "config and model":
+            kwargs = {"generation_config": GenerationConfig(do_sample=False)}
+    try:
+        with compress(model, 0.1):
+            assert model.generate(**inputs, **kwargs).shape[1] == length
+        assert model.generate(**inputs, **kwargs).shape[1] == length
+    finally:
+        model.generation_config.max_length = stored
+
+
+def test_the_callers_processors_criteria_and_streamer_see_the_callers_prompt(tiny):
+    model, inputs = tiny.model, tiny.inputs(["say <image> it"], [picture(168, 168)])
+    ids, seen = inputs["input_ids"], []
+
+    class Spy(LogitsProcessor, StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            seen.append(input_ids.clone())
+            return scores if scores is not None and scores.ndim == 2 and scores.shape[1] > 200 else torch.zeros(len(input_ids), dtype=torch.bool)
+
+    class Put(TextStreamer):
+        def __init__(self):
+            self.values = []
+
+        def put(self, value):
+            self.values.append(value)
+
+        def end(self):
+            pass
+
+    streamer = Put()
+    with compress(model, 0.1):
+        out = generate(model, inputs, logits_processor=LogitsProcessorList([Spy()]), stopping_criteria=StoppingCriteriaList([Spy()]),
+                       streamer=streamer, prefix_allowed_tokens_fn=lambda row, x: seen.append(x[None]) or list(range(200)))  # fmt: skip
+    assert len(seen) == 3 * NEW
+    assert all(torch.equal(x[:, : ids.shape[1]], ids) for x in seen)
+    assert torch.equal(streamer.values[0], ids)
+    assert torch.equal(torch.cat(streamer.values[1:]), out[0, -NEW:])
+
+
+def test_a_continued_cache(tiny):
+    """Two turns on one cache equal one call with the whole conversation."""
+    model, inputs = tiny.model, tiny.inputs(["one <image> two"], [picture(168, 168)])
+    more = tiny.processor.tokenizer(" and three?", return_tensors="pt")["input_ids"]
+    with compress(model, 0.2) as compression:
+        first = generate(model, inputs, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, more], 1)
+        mask = torch.ones_like(ids)
+        second = model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **GREEDY)
+        report = compression.report
+        whole = generate(model, {**inputs, "input_ids": ids, "attention_mask": mask})
+        assert torch.equal(second, whole)
+        assert torch.equal(report[0].kept, compression.report[0].kept)
+        third = torch.cat([second, more], 1)
+        again = model.generate(input_ids=third, past_key_values=first.past_key_values, **GREEDY)
+        assert torch.equal(again, generate(model, {**inputs, "input_ids": third, "attention_mask": torch.ones_like(third)}))
+        with pytest.raises(InputError, match="continued, got new images"):
+            model.generate(**{**inputs, "input_ids": third}, past_key_values=first.past_key_values, **GREEDY)
+
+
+def test_a_cache_made_uncompressed_passes_through(tiny):
+    model, inputs = tiny.model, tiny.inputs(["one <image> two"], [picture(84, 84)])
+    more = tiny.processor.tokenizer(" more", return_tensors="pt")["input_ids"]
+    answers = []
+    for inside in (False, True):
+        first = generate(model, inputs, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, more], 1)
+        if inside:
+            with compress(model, 0.2):
+                answers.append(model.generate(input_ids=ids, past_key_values=first.past_key_values, **GREEDY))
+        else:
+            answers.append(model.generate(input_ids=ids, past_key_values=first.past_key_values, **GREEDY))
+    assert torch.equal(*answers)
+
+
+def test_padding_without_a_mask_is_inferred_as_generate_does(tiny, batch):
+    with compress(tiny.model, 0.2):
+        given = generate(tiny.model, batch)
+        inferred = tiny.model.generate(**{k: v for k, v in batch.items() if k != "attention_mask"}, **GREEDY)
+        positional = tiny.model.generate(batch["input_ids"], **{k: v for k, v in batch.items() if k != "input_ids"}, **GREEDY)
+    assert torch.equal(given, inferred)
+    assert torch.equal(given, positional)
+
+
+# ------------------------------------------------------------------ direct calls
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_direct_call_with_labels(tiny, side):
+    model, processor = tiny.model, tiny.processor
+    processor.tokenizer.padding_side = side
+    inputs = tiny.inputs(["a <image> bcd", "a longer text <image> and more"], [picture(168, 168, 1), picture(84, 168, 2)])
+    processor.tokenizer.padding_side = "left"
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
+    labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
+    labels[range(2), inputs["attention_mask"].long().argmax(1)] = -100  # nothing before it to predict it
+    with compress(model, 0.2) as compression, torch.no_grad():
+        ours = model(**inputs, labels=labels)
+        positional = model(inputs["input_ids"], inputs["pixel_values"], inputs["image_sizes"], inputs["attention_mask"])
+    embeds, mask, _ = cut_embeddings(model, inputs, reports_keep(compression))
+    with torch.no_grad():
+        theirs = model(inputs_embeds=embeds, attention_mask=mask).logits
+    losses = []
+    for row in range(2):
+        wanted = [int(x) for x, m in zip(labels[row], inputs["attention_mask"][row], strict=True) if m and x != -100]
+        texts = [i for i, x in enumerate(_short_ids(model, inputs, compression, row)) if x != model.config.image_token_id][1:]
+        logits = theirs[row][mask[row].bool()]
+        losses += [torch.nn.functional.cross_entropy(logits[i - 1], torch.tensor(x)) for i, x in zip(texts, wanted, strict=True)]
+    torch.testing.assert_close(ours.loss, torch.stack(losses).mean(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(positional.logits, ours.logits)
+
+
+def _short_ids(model, inputs, compression, row):
+    kept = iter(torch.cat([image.kept for image in compression.report if image.row == row]).tolist())
+    pairs = zip(inputs["input_ids"][row].tolist(), inputs["attention_mask"][row].tolist(), strict=True)
+    return [x for x, m in pairs if m and (x != model.config.image_token_id or next(kept))]
+
+
+def test_gradients_flow_through_the_language_model(tiny):
+    model, inputs = copy.deepcopy(tiny.model), tiny.inputs(["a <image> bcd"], [picture(84, 84)])
+    with compress(model, 0.3):
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert model.lm_head.weight.grad.abs().sum() > 0
+    assert model.model.language_model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_embeddings_instead_of_ids_pass_through(tiny):
+    model, inputs = tiny.model, tiny.inputs(["a <image> b"], [picture(84, 84)])
+    embeds, mask, _ = cut_embeddings(model, inputs, torch.ones(1000, dtype=torch.bool))
+    plain = model.generate(inputs_embeds=embeds, attention_mask=mask, **GREEDY)
+    with compress(model, 0.1) as compression:
+        assert torch.equal(model.generate(inputs_embeds=embeds, attention_mask=mask, **GREEDY), plain)
+    assert len(compression.report) == 0
+
+
+# ------------------------------------------------------------------ around the model
+
+def test_nested_blocks_and_apply(tiny):
+    model, inputs = tiny.model, tiny.inputs(["<image>"], [picture(168, 168)])
+
+    def visual():
+        with torch.no_grad():
+            return model(**inputs).logits.shape[1]
+
+    full = visual()
+    apply(model, 0.5)
+    half = visual()
+    with compress(model, 0.1):
+        tenth = visual()
+        with compress(model, 0.25, layer=0) as inner:
+            quarter = visual()
+        assert inner.report.retention_ratio == 0.25
+        assert visual() == tenth
+        remove(model)  # what apply did; the block stays
+        assert visual() == tenth
+    assert visual() == full
+    assert full > half > quarter > tenth
+    apply(model, 0.5)
+    apply(model, 0.1)  # replaces
+    assert visual() == tenth
+    assert current(model).settings.retention_ratio == 0.1
+    remove(model)
+    remove(model)
+    assert current(model) is None
+
+
+def test_an_exception_leaves_the_model_clean(tiny):
+    before = footprint(tiny.model)
+    with pytest.raises(ZeroDivisionError), compress(tiny.model, 0.1):
+        raise ZeroDivisionError
+    assert footprint(tiny.model) == before
+
+
+def test_deepcopy_inside_the_block(tiny):
+    model, inputs = tiny.model, tiny.inputs(["<image>"], [picture(168, 168)])
+    plain = generate(model, inputs)
+    with compress(model, 0.1) as compression:
+        ours = generate(model, inputs)
+        clone = copy.deepcopy(model)
+        clone.lm_head.weight.data.neg_()  # a copy must not call the original
+        assert not torch.equal(generate(clone, inputs), ours)
+        clone.lm_head.weight.data.neg_()
+        assert torch.equal(generate(clone, inputs), ours)
+        assert len(compression.report) == 1
+    assert torch.equal(generate(clone, inputs), plain)
+    with compress(clone, 0.1):
+        assert current(model) is None
+        assert torch.equal(generate(clone, inputs), ours)
+    assert "generate" not in clone.__dict__
+    assert not clone._forward_pre_hooks
+
+
+def test_threads_share_a_model(tiny, batch):
+    model = tiny.model
+    inputs = [one_row(batch, row, IMAGE_ROWS) for row in (0, 1, 3)] * 2
+    with compress(model, 0.2):
+        expected = [generate(model, x, num_beams=2) for x in inputs]
+        results = [None] * len(inputs)
+
+        def work(i):
+            results[i] = generate(model, inputs[i], num_beams=2)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_peft(tiny):
+    peft = pytest.importorskip("peft")
+    inputs = tiny.inputs(["a <image> b"], [picture(168, 84)])
+    model = copy.deepcopy(tiny.model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
+    with compress(wrapped, 0.2) as compression:
+        unmerged = wrapped.generate(**inputs, **GREEDY)
+        assert len(compression.report) == 1
+    merged = wrapped.merge_and_unload()
+    with compress(merged, 0.2):
+        assert torch.equal(generate(merged, inputs), unmerged)
+
+
+def test_torch_compile(tiny):
+    model, inputs = copy.deepcopy(tiny.model), tiny.inputs(["a <image> b"], [picture(168, 84)])
+    with compress(model, 0.2):
+        expected, logits = generate(model, inputs), model(**inputs).logits
+    compiled = torch.compile(model, backend="eager")
+    with compress(compiled, 0.2) as compression, torch.no_grad():
+        assert torch.equal(compiled.generate(**inputs, **GREEDY), expected)
+        torch.testing.assert_close(compiled(**inputs).logits, logits, atol=2e-5, rtol=0)
+        assert len(compression.report) == 1
+    model.model.vision_tower = torch.compile(model.model.vision_tower, backend="eager")
+    for _ in range(2):
+        with compress(model, 0.2):
+            assert torch.equal(generate(model, inputs), expected)
+
+
+def test_pipeline(tiny):
+    from transformers import pipeline
+
+    pipe = pipeline("image-text-to-text", model=tiny.model, processor=tiny.processor)
+    with compress(tiny.model, 0.2) as compression:
+        out = pipe(images=[picture(168, 84)], text="<image> what", generate_kwargs=GREEDY, return_full_text=False)
+        assert compression.report.tokens_before > compression.report.tokens_after > 0
+        inputs = tiny.inputs(["<image> what"], [picture(168, 84)])
+        text = tiny.processor.decode(generate(tiny.model, inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert out[0]["generated_text"] == text
+
+
+def test_bfloat16_and_eager(tiny, batch):
+    model = copy.deepcopy(tiny.model)
+    model.set_attn_implementation("eager")
+    with compress(model, 0.2) as compression:
+        eager = generate(model, batch)
+        keep = reports_keep(compression)
+    with compress(tiny.model, 0.2) as compression:
+        assert torch.equal(generate(tiny.model, batch), eager)
+        assert torch.equal(reports_keep(compression), keep)
+    half = copy.deepcopy(tiny.model).to(torch.bfloat16)
+    inputs = {**batch, "pixel_values": batch["pixel_values"].to(torch.bfloat16)}
+    with compress(half, 0.2) as compression:
+        generate(half, inputs)
+        assert reports_keep(compression).sum() == keep.sum()
+
+
+def test_save_inside_a_block_saves_a_plain_model(tiny, tmp_path):
+    with compress(tiny.model, 0.1):
+        tiny.model.save_pretrained(tmp_path)
+    loaded = type(tiny.model).from_pretrained(tmp_path)
+    inputs = tiny.inputs(["<image>"], [picture(84, 84)])
+    assert torch.equal(loaded(**inputs).logits, tiny.model(**inputs).logits)
+    assert "globalcom2" not in (tmp_path / "config.json").read_text()
+
+
+# ------------------------------------------------------------------ bad input
+
+def test_prompts_and_images_that_do_not_fit(tiny, batch):
+    model = tiny.model
+    text = tiny.inputs(["no tag"], None)
+    image = tiny.inputs(["<image>"], [picture(84, 84)])
+    cases = [
+        ({**image, "input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}, r"got \[0\] per prompt"),
+        ({**batch, "pixel_values": batch["pixel_values"][:3], "image_sizes": batch["image_sizes"][:3]}, "image placeholders"),
+        ({**batch, "image_sizes": batch["image_sizes"][:3]}, "must describe the same images, got 4 and 3"),
+        ({**batch, "image_sizes": batch["image_sizes"].flip(0)}, "image placeholders"),
+        ({k: v for k, v in image.items() if k != "image_sizes"}, "image_sizes must be given"),
+        ({**image, "attention_mask": image["attention_mask"][:, 1:]}, "attention_mask must have the shape"),
+    ]
+    for inputs, message in cases:
+        with compress(model, 0.1) as compression:
+            with pytest.raises(InputError, match=message):
+                model.generate(**inputs, **GREEDY)
+            with pytest.raises(InputError, match=message):
+                model(**inputs)
+            assert len(compression.report) == 0
+
+
+def test_nan_scores_are_reported(tiny):
+    model = copy.deepcopy(tiny.model)
+    model.model.vision_tower.encoder.layers[-1].self_attn.k_proj.weight.data.fill_(float("nan"))
+    with compress(model, 0.1), pytest.raises(InputError, match="must be finite"):
+        generate(model, tiny.inputs(["<image>"], [picture(84, 84)]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((25,), r"Did you mean 0.25\?"),
+        ((0.1, "globalcomm2"), "Did you mean 'globalcom2'"),
+        ((0.1, "globalcom2", {"positions": "closd"}), "Did you mean 'closed'"),
+        ((0.1, "globalcom2", {"score": "logit"}), "Did you mean 'logits'"),
+        ((0.1, "globalcom2", {"newlines": "none"}), "newlines must be one of"),
+        ((0.1, "globalcom2", {"thumbnail_order": "best"}), "thumbnail_order must be one of"),
+        ((0.1, "globalcom2", {"tau": 1}), "option of method 'globalcom2'"),
+        ((0.1, "uniform", {"temperature": 1}), "option of method 'uniform'"),
+        ((0.1, "globalcom2", {"layer": 9}), r"layer must be in \[-4, 3\]"),
+    ],
+)
+def test_bad_arguments_before_anything_is_patched(tiny, arguments, message):
+    *positional, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
+    with pytest.raises(InputError, match=message):
+        compress(tiny.model, *positional, **options)
+
+
+def test_unsupported_models(tiny):
+    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(UnsupportedModelError, match=r"\(llava_next\), got model_type 'llama'"):
+        compress(LlamaForCausalLM(LlamaConfig(vocab_size=10, **small)), 0.1)
+    with pytest.raises(UnsupportedModelError, match="got Linear"):
+        compress(torch.nn.Linear(2, 2), 0.1)
+    assert CLIPVisionModel(CLIPVisionConfig(**small, image_size=14, patch_size=14)) is not None
+    full = copy.deepcopy(tiny.model)
+    full.config.vision_feature_select_strategy = "full"
+    with pytest.raises(UnsupportedModelError, match="'full' keeps"):
+        compress(full, 0.1)
+
+
+def test_reports_are_plain_data(tiny, batch):
+    import json
+
+    with compress(tiny.model, 0.2) as compression:
+        generate(tiny.model, batch)
+    report = compression.report
+    assert set(report.seconds) == {"tower", "selection", "generation"}
+    assert json.loads(json.dumps(report.to_dict()))["images"][1]["grid"] == [3, 1]
+    assert report.tokens_after == sum(int(i.kept.sum()) for i in report)
+    assert pickle.loads(pickle.dumps(report.to_dict())) == report.to_dict()
+    assert "4 images" in repr(report)

@@ -1,0 +1,68 @@
+"""The tapped row against eager attention of the same layer."""
+
+import pytest
+import torch
+from tiny import llava_next, picture
+
+from globalcom2.adapters import tap
+from globalcom2.adapters.llava_next import LlavaNextAdapter
+from globalcom2.errors import InputError
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [-1, -2, 0])
+def test_row_equals_output_attentions(kernel, layer):
+    model, _, _ = t = llava_next()
+    pixels = t.inputs(["<image>"], [picture(168, 168)])["pixel_values"][0]
+    tower = model.model.vision_tower
+    tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = tower(pixels, output_attentions=True)
+    tower.set_attn_implementation(kernel)
+    module = LlavaNextAdapter().attention(model.model, layer)
+    undo = tap.install(module)
+    with torch.no_grad(), tap.record(module, softmax=True, cls_index=0) as recording:
+        tapped = tower(pixels)
+    undo()
+    expected = plain.attentions[layer][:, :, 0].mean(1)
+    torch.testing.assert_close(recording.rows[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(tapped.last_hidden_state, plain.last_hidden_state, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_logits_are_what_the_softmax_sees(kernel):
+    model, _, _ = t = llava_next()
+    tower = model.model.vision_tower
+    tower.set_attn_implementation(kernel)
+    module = LlavaNextAdapter().attention(model.model, -1)
+    pixels = t.inputs(["<image>"], [picture(168, 84)])["pixel_values"][0]
+    inputs = []
+    hook = module.register_forward_pre_hook(lambda _, args, kwargs: inputs.append(kwargs.get("hidden_states", args[0] if args else None)), with_kwargs=True)
+    undo = tap.install(module)
+    with torch.no_grad(), tap.record(module, softmax=False, cls_index=0) as recording:
+        tower(pixels)
+        heads = module.num_heads
+        query = module.q_proj(inputs[0])[:, :1].unflatten(-1, (heads, -1)).transpose(1, 2)
+        key = module.k_proj(inputs[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        by_hand = (query @ key.transpose(-1, -2) * module.head_dim**-0.5)[:, :, 0].mean(1)
+    undo(), hook.remove()
+    torch.testing.assert_close(recording.rows[0], by_hand, atol=1e-6, rtol=0)
+
+
+def test_an_installed_tap_changes_nothing_and_goes_without_a_trace():
+    model, _, _ = t = llava_next()
+    inputs = t.inputs(["<image>"], [picture(168, 168)])
+    module = LlavaNextAdapter().attention(model.model, -1)
+    config = module.config
+    with torch.no_grad():
+        before = model(**inputs).logits
+        undo = tap.install(module)
+        assert tap.install(module)() is None  # a second tap is the first one
+        assert torch.equal(model(**inputs).logits, before)
+    undo()
+    assert module.config is config
+
+
+def test_a_layer_that_does_not_exist(llava):
+    with pytest.raises(InputError, match=r"layer must be in \[-4, 3\]"):
+        LlavaNextAdapter().attention(llava.model.model, 4)
