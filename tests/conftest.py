@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import transformers
+
 from tiny import Tiny, llava_next, picture
 
 transformers.logging.set_verbosity_error()
@@ -40,7 +41,11 @@ def batch(llava: Tiny):
 
 def footprint(model) -> list:
     """Everything that patching could leave behind: attributes, hooks, configurations of every module."""
-    stock = ("_compiled_call", "_last_compile_config", "_previous_max_cache_length")  # left by transformers' static cache
+    stock = (
+        "_compiled_call",
+        "_last_compile_config",
+        "_previous_max_cache_length",
+    )  # left by transformers' static cache
     return [
         (name, sorted(set(module.__dict__).difference(stock)), len(module._forward_pre_hooks), len(module._forward_hooks),
          id(getattr(module, "config", None)), getattr(getattr(module, "config", None), "_attn_implementation", None))

@@ -12,7 +12,11 @@ def cut_embeddings(model, inputs, keep, *, original_positions=False):
     """(inputs_embeds, attention_mask, position_ids) of the shortened batch, row by row, left padded."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     with torch.no_grad():
-        features = torch.cat(model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True).pooler_output)
+        features = torch.cat(
+            model.model.get_image_features(
+                inputs["pixel_values"], inputs["image_sizes"], return_dict=True
+            ).pooler_output
+        )
         embeds = model.get_input_embeddings()(ids)
     taken, rows, places = 0, [], []
     for row in range(len(ids)):
@@ -45,7 +49,10 @@ def cut_embeddings(model, inputs, keep, *, original_positions=False):
 def one_row(inputs, row, image_rows):
     """Row `row` of a batch as a batch of its own, without padding."""
     mask = inputs["attention_mask"][row].bool()
-    alone = {"input_ids": inputs["input_ids"][row][mask][None], "attention_mask": inputs["attention_mask"][row][mask][None]}
+    alone = {
+        "input_ids": inputs["input_ids"][row][mask][None],
+        "attention_mask": inputs["attention_mask"][row][mask][None],
+    }
     images = [i for i, r in enumerate(image_rows) if r == row]
     if images:
         alone["pixel_values"], alone["image_sizes"] = inputs["pixel_values"][images], inputs["image_sizes"][images]

@@ -6,13 +6,20 @@ import threading
 
 import pytest
 import torch
-from conftest import footprint
-from independent import cut_embeddings, one_row, reports_keep
-from tiny import llava_next, picture
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
+from conftest import footprint
 from globalcom2 import InputError, UnsupportedModelError, apply, compress, remove
 from globalcom2.compression import current, placeholders
+from independent import cut_embeddings, one_row, reports_keep
+from tiny import picture
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
@@ -24,6 +31,7 @@ def generate(model, inputs, **kwargs):
 
 
 # ------------------------------------------------------------------ identity and equality
+
 
 @pytest.mark.parametrize("method", ["globalcom2", "uniform", "random"])
 def test_ratio_one_is_the_unpatched_model_bit_for_bit(tiny, batch, method):
@@ -56,7 +64,11 @@ def test_equal_to_cut_embeddings(tiny, batch, ratio, options):
     torch.testing.assert_close(ours.logits[0], theirs[:, -1], atol=2e-5, rtol=0)
     real = mask.bool()
     with torch.no_grad():
-        closed = theirs if options.get("positions") == "original" else model(inputs_embeds=embeds, attention_mask=mask).logits
+        closed = (
+            theirs
+            if options.get("positions") == "original"
+            else model(inputs_embeds=embeds, attention_mask=mask).logits
+        )
     torch.testing.assert_close(forward[real], closed[real], atol=2e-5, rtol=0)
     if options.get("positions") != "original":
         their_tokens = model.generate(inputs_embeds=embeds, attention_mask=mask, **GREEDY)
@@ -75,7 +87,9 @@ def test_original_positions_equal_the_full_model_with_the_dropped_tokens_masked(
         places = torch.arange(ids.shape[1])[None]
         with torch.no_grad():
             grown = torch.cat([mask, torch.ones(1, step, dtype=mask.dtype)], 1)
-            steps.append(model(**{**inputs, "input_ids": ids, "attention_mask": grown}, position_ids=places).logits[:, -1])
+            steps.append(
+                model(**{**inputs, "input_ids": ids, "attention_mask": grown}, position_ids=places).logits[:, -1]
+            )
         ids = torch.cat([ids, ours.sequences[:, inputs["input_ids"].shape[1] + step][:, None]], 1)
     for got, expected in zip(ours.logits, steps, strict=True):
         torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
@@ -96,6 +110,7 @@ def test_a_mixed_batch_equals_row_by_row(tiny, batch):
 
 
 # ------------------------------------------------------------------ counts
+
 
 def test_counts_follow_from_size_and_ratio_alone(tiny):
     for size in ((168, 168), (400, 100), (100, 400), (250, 250), (64, 90), (30, 30)):
@@ -131,12 +146,15 @@ def test_thumbnail_order_changes_the_order_of_the_thumbnail_alone(tiny):
     scores = compression.report[0].thumbnail_scores
     kept = compression.report[0].keep.thumbnail.nonzero().flatten()
     by_score = kept[scores[kept].argsort(descending=True)]
-    plain = tiny.model.model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True).pooler_output[0]
+    plain = tiny.model.model.get_image_features(
+        inputs["pixel_values"], inputs["image_sizes"], return_dict=True
+    ).pooler_output[0]
     torch.testing.assert_close(features["score"][:count], plain[by_score])
     torch.testing.assert_close(features["raster"][:count], plain[kept])
 
 
 # ------------------------------------------------------------------ features of generate
+
 
 @pytest.mark.parametrize("kwargs", [
     {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"cache_implementation": "static"},
@@ -154,11 +172,15 @@ def test_a_batch_under_features_of_generate(tiny, batch, kwargs):
     plain = {k: v for k, v in kwargs.items() if k not in ("prefill_chunk_size", "use_cache")}
     for row in range(4):
         real = mask[row].bool()
-        theirs = model.generate(inputs_embeds=embeds[row, real][None], attention_mask=mask[row, real][None], **{**GREEDY, **plain})
+        theirs = model.generate(
+            inputs_embeds=embeds[row, real][None], attention_mask=mask[row, real][None], **{**GREEDY, **plain}
+        )
         assert torch.equal(ours[row * returns : (row + 1) * returns, -NEW:], theirs[:, -NEW:])
 
 
-@pytest.mark.parametrize("kwargs", [{"do_sample": True, "temperature": 2.0}, {"do_sample": True, "num_return_sequences": 4}], ids=str)
+@pytest.mark.parametrize(
+    "kwargs", [{"do_sample": True, "temperature": 2.0}, {"do_sample": True, "num_return_sequences": 4}], ids=str
+)
 def test_sampling(tiny, kwargs):
     model, inputs = tiny.model, tiny.inputs(["a <image> b"], [picture(168, 84)])
     torch.manual_seed(5)
@@ -173,7 +195,9 @@ def test_sampling(tiny, kwargs):
 @pytest.mark.parametrize("assistance", ["prompt lookup", "assistant model"])
 def test_assisted_decoding_gives_the_greedy_answer(tiny, assistance):
     model, inputs = tiny.model, tiny.inputs(["a <image> b"], [picture(168, 84)])
-    kwargs = {"prompt_lookup_num_tokens": 2} if assistance == "prompt lookup" else {"assistant_model": copy.deepcopy(model)}
+    kwargs = (
+        {"prompt_lookup_num_tokens": 2} if assistance == "prompt lookup" else {"assistant_model": copy.deepcopy(model)}
+    )
     with compress(model, 0.2):
         plain = generate(model, inputs, max_new_tokens=12)
         assisted = generate(model, inputs, max_new_tokens=12, **kwargs)
@@ -197,7 +221,11 @@ def test_max_length_counts_the_callers_prompt(tiny, where):
     if where == "keyword":
         kwargs["max_length"] = length
     elif where == "config":
-        kwargs = {"generation_config": GenerationConfig(max_length=length, do_sample=False, suppress_tokens=[model.config.image_token_id])}
+        kwargs = {
+            "generation_config": GenerationConfig(
+                max_length=length, do_sample=False, suppress_tokens=[model.config.image_token_id]
+            )
+        }
     else:
         model.generation_config.max_length = length
         if where == "config and model":
@@ -217,7 +245,11 @@ def test_the_callers_processors_criteria_and_streamer_see_the_callers_prompt(tin
     class Spy(LogitsProcessor, StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
             seen.append(input_ids.clone())
-            return scores if scores is not None and scores.ndim == 2 and scores.shape[1] > 200 else torch.zeros(len(input_ids), dtype=torch.bool)
+            return (
+                scores
+                if scores is not None and scores.ndim == 2 and scores.shape[1] > 200
+                else torch.zeros(len(input_ids), dtype=torch.bool)
+            )
 
     class Put(TextStreamer):
         def __init__(self):
@@ -254,7 +286,9 @@ def test_a_continued_cache(tiny):
         assert torch.equal(report[0].kept, compression.report[0].kept)
         third = torch.cat([second, more], 1)
         again = model.generate(input_ids=third, past_key_values=first.past_key_values, **GREEDY)
-        assert torch.equal(again, generate(model, {**inputs, "input_ids": third, "attention_mask": torch.ones_like(third)}))
+        assert torch.equal(
+            again, generate(model, {**inputs, "input_ids": third, "attention_mask": torch.ones_like(third)})
+        )
         with pytest.raises(InputError, match="continued, got new images"):
             model.generate(**{**inputs, "input_ids": third}, past_key_values=first.past_key_values, **GREEDY)
 
@@ -278,18 +312,23 @@ def test_padding_without_a_mask_is_inferred_as_generate_does(tiny, batch):
     with compress(tiny.model, 0.2):
         given = generate(tiny.model, batch)
         inferred = tiny.model.generate(**{k: v for k, v in batch.items() if k != "attention_mask"}, **GREEDY)
-        positional = tiny.model.generate(batch["input_ids"], **{k: v for k, v in batch.items() if k != "input_ids"}, **GREEDY)
+        positional = tiny.model.generate(
+            batch["input_ids"], **{k: v for k, v in batch.items() if k != "input_ids"}, **GREEDY
+        )
     assert torch.equal(given, inferred)
     assert torch.equal(given, positional)
 
 
 # ------------------------------------------------------------------ direct calls
 
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_direct_call_with_labels(tiny, side):
     model, processor = tiny.model, tiny.processor
     processor.tokenizer.padding_side = side
-    inputs = tiny.inputs(["a <image> bcd", "a longer text <image> and more"], [picture(168, 168, 1), picture(84, 168, 2)])
+    inputs = tiny.inputs(
+        ["a <image> bcd", "a longer text <image> and more"], [picture(168, 168, 1), picture(84, 168, 2)]
+    )
     processor.tokenizer.padding_side = "left"
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
@@ -303,9 +342,14 @@ def test_direct_call_with_labels(tiny, side):
     losses = []
     for row in range(2):
         wanted = [int(x) for x, m in zip(labels[row], inputs["attention_mask"][row], strict=True) if m and x != -100]
-        texts = [i for i, x in enumerate(_short_ids(model, inputs, compression, row)) if x != model.config.image_token_id][1:]
+        texts = [
+            i for i, x in enumerate(_short_ids(model, inputs, compression, row)) if x != model.config.image_token_id
+        ][1:]
         logits = theirs[row][mask[row].bool()]
-        losses += [torch.nn.functional.cross_entropy(logits[i - 1], torch.tensor(x)) for i, x in zip(texts, wanted, strict=True)]
+        losses += [
+            torch.nn.functional.cross_entropy(logits[i - 1], torch.tensor(x))
+            for i, x in zip(texts, wanted, strict=True)
+        ]
     torch.testing.assert_close(ours.loss, torch.stack(losses).mean(), atol=2e-5, rtol=0)
     torch.testing.assert_close(positional.logits, ours.logits)
 
@@ -334,6 +378,7 @@ def test_embeddings_instead_of_ids_pass_through(tiny):
 
 
 # ------------------------------------------------------------------ around the model
+
 
 def test_nested_blocks_and_apply(tiny):
     model, inputs = tiny.model, tiny.inputs(["<image>"], [picture(168, 168)])
@@ -410,7 +455,9 @@ def test_peft(tiny):
     peft = pytest.importorskip("peft")
     inputs = tiny.inputs(["a <image> b"], [picture(168, 84)])
     model = copy.deepcopy(tiny.model)
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    ).eval()
     with compress(wrapped, 0.2) as compression:
         unmerged = wrapped.generate(**inputs, **GREEDY)
         assert len(compression.report) == 1
@@ -442,7 +489,9 @@ def test_pipeline(tiny):
         out = pipe(images=[picture(168, 84)], text="<image> what", generate_kwargs=GREEDY, return_full_text=False)
         assert compression.report.tokens_before > compression.report.tokens_after > 0
         inputs = tiny.inputs(["<image> what"], [picture(168, 84)])
-        text = tiny.processor.decode(generate(tiny.model, inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = tiny.processor.decode(
+            generate(tiny.model, inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
     assert out[0]["generated_text"] == text
 
 
@@ -473,13 +522,17 @@ def test_save_inside_a_block_saves_a_plain_model(tiny, tmp_path):
 
 # ------------------------------------------------------------------ bad input
 
+
 def test_prompts_and_images_that_do_not_fit(tiny, batch):
     model = tiny.model
     text = tiny.inputs(["no tag"], None)
     image = tiny.inputs(["<image>"], [picture(84, 84)])
     cases = [
         ({**image, "input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}, r"got \[0\] per prompt"),
-        ({**batch, "pixel_values": batch["pixel_values"][:3], "image_sizes": batch["image_sizes"][:3]}, "image placeholders"),
+        (
+            {**batch, "pixel_values": batch["pixel_values"][:3], "image_sizes": batch["image_sizes"][:3]},
+            "image placeholders",
+        ),
         ({**batch, "image_sizes": batch["image_sizes"][:3]}, "must describe the same images, got 4 and 3"),
         ({**batch, "image_sizes": batch["image_sizes"].flip(0)}, "image placeholders"),
         ({k: v for k, v in image.items() if k != "image_sizes"}, "image_sizes must be given"),

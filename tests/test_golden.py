@@ -17,8 +17,13 @@ ARRAYS = np.load(FOLDER / "reference_cases.npz")
 
 def load(number: int) -> tuple[dict, Views, dict[str, torch.Tensor]]:
     case = CASES[number]
-    arrays = {name: torch.from_numpy(ARRAYS[f"{number:02d}_{name}"]) for name in ("base", "crops", "valid", "ratios", "thumb_keep", "crop_keep")}
-    views = Views(arrays["crops"], arrays["valid"].bool(), (case["rows"], case["cols"]), thumbnail_scores=arrays["base"])
+    arrays = {
+        name: torch.from_numpy(ARRAYS[f"{number:02d}_{name}"])
+        for name in ("base", "crops", "valid", "ratios", "thumb_keep", "crop_keep")
+    }
+    views = Views(
+        arrays["crops"], arrays["valid"].bool(), (case["rows"], case["cols"]), thumbnail_scores=arrays["base"]
+    )
     return case, views, arrays
 
 

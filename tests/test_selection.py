@@ -53,7 +53,12 @@ def cases(draw):
 def views_of(case, which, *, lines=False):
     valid, grid, token_grid, numbers, scores, _ = case
     return Views(
-        scores[which, 1:], valid, grid, thumbnail_scores=scores[which, 0], token_grid=token_grid, lines=numbers if lines else None
+        scores[which, 1:],
+        valid,
+        grid,
+        thumbnail_scores=scores[which, 0],
+        token_grid=token_grid,
+        lines=numbers if lines else None,
     )
 
 
@@ -117,7 +122,9 @@ def test_apportion_against_a_plain_loop(data):
     caps = data.draw(st.lists(st.integers(0, 30), min_size=n, max_size=n))
     weights = data.draw(st.lists(st.floats(0.01, 100), min_size=n, max_size=n))
     total = data.draw(st.integers(0, sum(caps)))
-    got = apportion(torch.tensor([total]), torch.tensor([weights]), torch.zeros(1, n, dtype=torch.long), torch.tensor(caps))[0]
+    got = apportion(
+        torch.tensor([total]), torch.tensor([weights]), torch.zeros(1, n, dtype=torch.long), torch.tensor(caps)
+    )[0]
     # Independent: fill one unit at a time would be another method, so solve for the quotas by capping and rescaling.
     quota, fixed = [0.0] * n, [c == 0 for c in caps]
     while True:
@@ -167,7 +174,9 @@ def test_the_thumbnail_has_a_say_in_which_tokens_stay():
     views = Views(torch.zeros(4, 64), grid=(2, 2), thumbnail_scores=thumbnail.flatten())
     kept = select(views, 0.05).crops[0].view(8, 8)
     assert kept[1:5, 1:5].sum() == kept.sum()
-    local = select(Views(torch.eye(64)[[9, 20, 30, 40]], grid=(2, 2), thumbnail_scores=thumbnail.flatten()), 0.05, alpha=0.0)
+    local = select(
+        Views(torch.eye(64)[[9, 20, 30, 40]], grid=(2, 2), thumbnail_scores=thumbnail.flatten()), 0.05, alpha=0.0
+    )
     assert local.crops[0, 9]
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import llava_next, picture
 
 from globalcom2.adapters import tap
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.errors import InputError
+from tiny import llava_next, picture
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
@@ -37,7 +37,9 @@ def test_logits_are_what_the_softmax_sees(kernel):
     module = LlavaNextAdapter().attention(model.model, -1)
     pixels = t.inputs(["<image>"], [picture(168, 84)])["pixel_values"][0]
     inputs = []
-    hook = module.register_forward_pre_hook(lambda _, args, kwargs: inputs.append(kwargs.get("hidden_states", args[0] if args else None)), with_kwargs=True)
+    hook = module.register_forward_pre_hook(
+        lambda _, args, kwargs: inputs.append(kwargs.get("hidden_states", args[0] if args else None)), with_kwargs=True
+    )
     undo = tap.install(module)
     with torch.no_grad(), tap.record(module, softmax=False, cls_index=0) as recording:
         tower(pixels)

@@ -89,7 +89,9 @@ def exact_with_newlines(
     """
     batch, crops, tokens = ranking.crops.shape
     position = _rank_valid(ranking.crops, valid)
-    totals = torch.arange(max(0, budget.crops - line_count), budget.crops + 1, device=valid.device).clamp(max=valid.sum())
+    totals = torch.arange(max(0, budget.crops - line_count), budget.crops + 1, device=valid.device).clamp(
+        max=valid.sum()
+    )
     counts = _share(totals, ranking.ratios, valid)  # (batch, candidates, crops)
 
     # A line opens for a candidate as soon as one crop's count reaches the crop's best token on that line.

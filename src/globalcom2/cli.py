@@ -39,7 +39,9 @@ def _root(
 
 @app.command()
 def ask(
-    image: Annotated[Path | None, typer.Argument(help="Picture file. Default: the demo picture.", show_default=False)] = None,
+    image: Annotated[
+        Path | None, typer.Argument(help="Picture file. Default: the demo picture.", show_default=False)
+    ] = None,
     question: Annotated[str | None, typer.Argument(help="Default: the demo question.", show_default=False)] = None,
     retention: Annotated[float, typer.Option(help="Fraction of the visual tokens to keep, in (0, 1].")] = 0.1,
     method: Annotated[str, typer.Option(help="Selector, see `globalcom2 methods`.")] = "globalcom2",
@@ -57,8 +59,12 @@ def ask(
     get_method(method)
     if image is not None and question is None:
         raise InputError("QUESTION must be given with an image, got none. Put it in quotes after the image.")
-    if picture is not None and (picture.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg") or not picture.resolve().parent.is_dir()):
-        raise InputError(f"--picture must be a .png, .pdf, .svg or .jpg file in an existing folder, got {str(picture)!r}.")
+    if picture is not None and (
+        picture.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg") or not picture.resolve().parent.is_dir()
+    ):
+        raise InputError(
+            f"--picture must be a .png, .pdf, .svg or .jpg file in an existing folder, got {str(picture)!r}."
+        )
     with notes.status("Loading torch and transformers"):
         from globalcom2.comparison import Asked, compare_answers  # noqa: PLC0415
         from globalcom2.images import open_image  # noqa: PLC0415
@@ -86,13 +92,20 @@ def _print_answers(result: dict[str, Any]) -> None:
     for column in ("", "answer", "visual tokens", "prompt tokens", "prefill GFLOPs", "seconds"):
         table.add_column(column, justify="left" if column in ("", "answer") else "right")
     for name, row in (("all tokens", full), (f"{result['method']} {result['retention_ratio']:g}", short)):
-        cells = (row["visual_tokens"], row["prompt_tokens"], f"{row['prefill_flops'] / 1e9:,.2f}", f"{row['seconds']:.3f}")
+        cells = (
+            row["visual_tokens"],
+            row["prompt_tokens"],
+            f"{row['prefill_flops'] / 1e9:,.2f}",
+            f"{row['seconds']:.3f}",
+        )
         table.add_row(name, row["answer"], *map(str, cells))
     console = Console()
     console.print(table)
     ratios = ", ".join(f"{ratio:.0%}" for ratio in short["crop_ratios"])
     tower = f"{full['tower_flops'] / 1e9:,.2f}"
-    console.print(f"Kept per crop: {ratios or '-'}. Selection: {short['selection_seconds'] * 1e3:.1f} ms. Vision tower, both: {tower} GFLOPs.")
+    console.print(
+        f"Kept per crop: {ratios or '-'}. Selection: {short['selection_seconds'] * 1e3:.1f} ms. Vision tower, both: {tower} GFLOPs."
+    )
     if result["picture"]:
         console.print(f"Picture: {result['picture']}")
 

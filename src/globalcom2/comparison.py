@@ -65,7 +65,12 @@ def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked
     tower = tower_flops(model.config.vision_config, views)
     for answer, visual in ((full, before), (short, after)):
         length = prompt - before + visual
-        answer |= {"visual_tokens": visual, "prompt_tokens": length, "prefill_flops": prefill_flops(text, length), "tower_flops": tower}
+        answer |= {
+            "visual_tokens": visual,
+            "prompt_tokens": length,
+            "prefill_flops": prefill_flops(text, length),
+            "tower_flops": tower,
+        }
     short["crop_ratios"] = report[0].crop_ratios if len(report) else []
     short["selection_seconds"] = report.seconds.get("selection", 0.0)
     if asked.picture is not None and len(report):

@@ -161,12 +161,17 @@ class Compression:
         rows = _rows_of_images(placeholder, layouts)
         mask = call.get("attention_mask")
         if mask is not None and mask.shape != ids.shape:
-            raise InputError(f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}.")
+            raise InputError(
+                f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}."
+            )
 
         clock = Clock(base.device)
         attention = self.adapter.attention(base, self.settings.layer)
         softmax = self.settings.score == "attention"
-        with clock.phase("tower"), tap.record(attention, softmax=softmax, cls_index=self.adapter.cls_index) as recording:
+        with (
+            clock.phase("tower"),
+            tap.record(attention, softmax=softmax, cls_index=self.adapter.cls_index) as recording,
+        ):
             output = self.adapter.encode(base, encode)
         with clock.phase("selection"):
             scores = self._scores(base, output, torch.cat(recording.rows), layouts)
@@ -228,7 +233,9 @@ class Compression:
             keep = select(
                 batch, settings.retention_ratio, settings.method, settings.exact, settings.newlines, **settings.options
             )
-            flat = torch.cat([keep.thumbnail, keep.crops.flatten(1), *([] if keep.newlines is None else [keep.newlines])], 1)
+            flat = torch.cat(
+                [keep.thumbnail, keep.crops.flatten(1), *([] if keep.newlines is None else [keep.newlines])], 1
+            )
             slots = layout.slots.to(flat.device)
             kept = flat[:, slots.clamp(min=0)] | (slots < 0)
             for n, i in enumerate(members):

@@ -30,14 +30,18 @@ def open_image(path: str | Path) -> Image.Image:
             with Image.open(path) as file:
                 image = file.convert("RGB")
     except UnidentifiedImageError:
-        raise DataError(f"image must be a picture that Pillow can read, got {path.name!r}, which is none. Try PNG or JPEG.") from None
+        raise DataError(
+            f"image must be a picture that Pillow can read, got {path.name!r}, which is none. Try PNG or JPEG."
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
             f"image must have at most {Image.MAX_IMAGE_PIXELS:,} pixels, got more in {path.name!r}. "
             "Shrink it first; the model scales it to its own crops anyway."
         ) from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"image must be complete, got {path.name!r}, which cannot be decoded ({error}). Save it again.") from None
+        raise DataError(
+            f"image must be complete, got {path.name!r}, which cannot be decoded ({error}). Save it again."
+        ) from None
     check_size(image)
     return image
 

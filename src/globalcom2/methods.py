@@ -61,7 +61,9 @@ _METHODS = {
 def register_method(method: Method) -> None:
     """Add a selector under its name; a name can be registered once."""
     if method.name in _METHODS:
-        raise InputError(f"method {method.name!r} is already registered by {_METHODS[method.name].target}. Choose another name.")
+        raise InputError(
+            f"method {method.name!r} is already registered by {_METHODS[method.name].target}. Choose another name."
+        )
     _METHODS[method.name] = method
 
 

@@ -145,7 +145,7 @@ class ForwardHook:
     def __init__(self, state: State):
         self.state = state
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         compression = self.state.active
         if compression is None:
@@ -176,7 +176,11 @@ class Generate:
             return self.original(*args, **kwargs)
         names = inspect.signature(type(self.model).generate).parameters
         call = {**dict(zip(list(names)[1:], args, strict=False)), **kwargs}
-        if call.get("inputs") is not None and "input_ids" not in call and call["inputs"].dtype in (torch.int64, torch.int32):
+        if (
+            call.get("inputs") is not None
+            and "input_ids" not in call
+            and call["inputs"].dtype in (torch.int64, torch.int32)
+        ):
             call["input_ids"] = call.pop("inputs")
         cache = call.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
@@ -310,7 +314,11 @@ class _Expand:
         self.image_token_id = image_token_id
 
     def __call__(
-        self, input_ids: Tensor, mm_encoder_output: dict[str, Any], expand_size: int = 1, inputs_embeds: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        mm_encoder_output: dict[str, Any],
+        expand_size: int = 1,
+        inputs_embeds: Tensor | None = None,
     ) -> dict[str, Any]:
         output = mm_encoder_output.get("image")
         if output is None:

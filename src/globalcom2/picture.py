@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 GREY = 0.22  # what is left of a dropped token's contrast
 
 
-def draw_picture(image: Image.Image, entry: ImageReport, path: str | Path | None = None, title: str | None = None) -> Figure:
+def draw_picture(
+    image: Image.Image, entry: ImageReport, path: str | Path | None = None, title: str | None = None
+) -> Figure:
     """Draw one entry of a report over its image.
 
     Left, the thumbnail: its scores as a heat map, dropped tokens greyed. Right, the crops as the model saw them, each
@@ -39,8 +41,12 @@ def draw_picture(image: Image.Image, entry: ImageReport, path: str | Path | None
     wide = (cols * width) / max(rows * height, 1) if rows else 1.0
     figure = Figure(figsize=(4.6 + 4.6 * min(max(wide, 0.5), 2.0), 5.0), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2 if rows else 1, width_ratios=[1, min(max(wide, 0.5), 2.0)] if rows else [1], squeeze=False)[0]
-    kept = f"{entry.tokens_before} → {entry.tokens_after} visual tokens ({entry.tokens_after / entry.tokens_before:.1%})"
+    panels = figure.subplots(
+        1, 2 if rows else 1, width_ratios=[1, min(max(wide, 0.5), 2.0)] if rows else [1], squeeze=False
+    )[0]
+    kept = (
+        f"{entry.tokens_before} → {entry.tokens_after} visual tokens ({entry.tokens_after / entry.tokens_before:.1%})"
+    )
     figure.suptitle(title or kept, fontsize=12, fontweight="bold")
 
     thumbnail = entry.keep.thumbnail.cpu().view(height, width).numpy()
@@ -48,7 +54,11 @@ def draw_picture(image: Image.Image, entry: ImageReport, path: str | Path | None
     square = np.asarray(image.resize((width * scale, height * scale), Image.Resampling.BICUBIC))
     panels[0].imshow(_greyed(square, np.kron(thumbnail, np.ones((scale, scale), bool))))
     heat = panels[0].imshow(
-        entry.thumbnail_map.numpy(), cmap="inferno", alpha=0.45, extent=(0, width * scale, height * scale, 0), interpolation="bilinear"
+        entry.thumbnail_map.numpy(),
+        cmap="inferno",
+        alpha=0.45,
+        extent=(0, width * scale, height * scale, 0),
+        interpolation="bilinear",
     )
     figure.colorbar(heat, ax=panels[0], orientation="horizontal", fraction=0.05, pad=0.02, label="score")
     panels[0].set_title(f"thumbnail: keeps {entry.thumbnail_ratio:.0%}", fontsize=10)

@@ -75,7 +75,9 @@ class ImageReport:
 class Report(Sequence[ImageReport]):
     """A call's images in prompt order, with its times. Empty if nothing was compressed."""
 
-    def __init__(self, retention_ratio: float, method: str, images: Sequence[ImageReport] = (), clock: Clock | None = None):
+    def __init__(
+        self, retention_ratio: float, method: str, images: Sequence[ImageReport] = (), clock: Clock | None = None
+    ):
         self.retention_ratio = retention_ratio
         self.method = method
         self.images = tuple(images)

@@ -59,16 +59,24 @@ class Views:
         if self.token_grid is None:
             side = math.isqrt(tokens)
             if side * side != tokens:
-                raise InputError(f"token_grid must be given when a view is not square, got {tokens} tokens and no token_grid.")
+                raise InputError(
+                    f"token_grid must be given when a view is not square, got {tokens} tokens and no token_grid."
+                )
             object.__setattr__(self, "token_grid", (side, side))
         elif math.prod(self.token_grid) != tokens:
             raise InputError(f"token_grid must multiply to {tokens} tokens per view, got {self.token_grid!r}.")
         thumbnail = self.thumbnail_scores
-        if thumbnail is not None and (thumbnail.shape != (*scores.shape[:-2], tokens) or not thumbnail.is_floating_point()):
-            expected = tuple((*scores.shape[:-2], tokens))
-            raise InputError(f"thumbnail_scores must be a float tensor of shape {expected}, got {_describe(thumbnail)}.")
+        if thumbnail is not None and (
+            thumbnail.shape != (*scores.shape[:-2], tokens) or not thumbnail.is_floating_point()
+        ):
+            expected = (*scores.shape[:-2], tokens)
+            raise InputError(
+                f"thumbnail_scores must be a float tensor of shape {expected}, got {_describe(thumbnail)}."
+            )
         if thumbnail is None and crops == 0:
-            raise InputError("thumbnail_scores must be given for an image without crops, got None: there is no view to keep.")
+            raise InputError(
+                "thumbnail_scores must be given for an image without crops, got None: there is no view to keep."
+            )
         if self.valid is not None and (self.valid.shape != (crops, tokens) or self.valid.dtype != torch.bool):
             raise InputError(f"valid must be a bool tensor of shape {(crops, tokens)}, got {_describe(self.valid)}.")
         if self.lines is not None and self.lines.shape != (crops, tokens):

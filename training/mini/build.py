@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from scenes import COLORS, SHAPES, VIEW
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tower import MEAN, PATCH, STD, tower_config
 from transformers import (
     LlamaConfig,
     LlavaNextConfig,
@@ -14,11 +12,45 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from scenes import COLORS, SHAPES, VIEW
+from tower import MEAN, PATCH, STD, tower_config
+
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>")
-WORDS = (
-    "what number is on the there a how many tags are color which left of right above below largest smallest "
-    "total document line yes no and in read name shape picture it this"
-).split()
+WORDS = [
+    "what",
+    "number",
+    "is",
+    "on",
+    "the",
+    "there",
+    "a",
+    "how",
+    "many",
+    "tags",
+    "are",
+    "color",
+    "which",
+    "left",
+    "of",
+    "right",
+    "above",
+    "below",
+    "largest",
+    "smallest",
+    "total",
+    "document",
+    "line",
+    "yes",
+    "no",
+    "and",
+    "in",
+    "read",
+    "name",
+    "shape",
+    "picture",
+    "it",
+    "this",
+]
 # (height, width), as LlavaNextConfig wants them
 PINPOINTS = [[VIEW * rows, VIEW * cols] for rows, cols in ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 3))]
 CHAT_TEMPLATE = (

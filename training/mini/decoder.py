@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from build import model as build_model
-from build import processor as build_processor
 from PIL import Image
-from scenes import VIEW, Tag, caption, question, scene
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tower import PATCH, SIDE, normalise
 
+from build import model as build_model
+from build import processor as build_processor
 from globalcom2.adapters.llava_next import LlavaNextAdapter
+from scenes import VIEW, Tag, caption, question, scene
+from tower import PATCH, SIDE, normalise
 
 IGNORE = -100
 CROP_PLACES, THUMBNAIL_PLACES = 64, 12  # tokens per picture while captions are learnt
@@ -161,7 +161,9 @@ def main() -> None:
     tower.requires_grad_(False).eval()
     pictures = bank(tower, args.pictures, args.device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    digits = torch.tensor(tokens.convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")), device=args.device)
+    digits = torch.tensor(
+        tokens.convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")), device=args.device
+    )
     opening = torch.tensor(tokens.convert_tokens_to_ids(["<s>", "<user>"]), device=args.device)
     embed = model.get_input_embeddings()
 

@@ -130,7 +130,12 @@ def outline(tag: Tag) -> list[tuple[float, float]]:
     """Corner points of a tag's shape (a circle is drawn as a 24-gon)."""
     x, y, r = tag.x, tag.y, tag.radius
     if tag.shape == "square":
-        return [(x - 0.88 * r, y - 0.88 * r), (x + 0.88 * r, y - 0.88 * r), (x + 0.88 * r, y + 0.88 * r), (x - 0.88 * r, y + 0.88 * r)]
+        return [
+            (x - 0.88 * r, y - 0.88 * r),
+            (x + 0.88 * r, y - 0.88 * r),
+            (x + 0.88 * r, y + 0.88 * r),
+            (x - 0.88 * r, y + 0.88 * r),
+        ]
     if tag.shape == "triangle":
         return [(x, y - 1.15 * r), (x - 1.2 * r, y + 0.85 * r), (x + 1.2 * r, y + 0.85 * r)]
     corners, inner = (24, 1.0) if tag.shape == "circle" else (10, 0.66)
@@ -144,7 +149,9 @@ def outline(tag: Tag) -> list[tuple[float, float]]:
     ]
 
 
-def place_tags(rng: random.Random, width: int, height: int, count: int, *, clustered: bool, clear_of_cuts: bool) -> list[Tag]:
+def place_tags(
+    rng: random.Random, width: int, height: int, count: int, *, clustered: bool, clear_of_cuts: bool
+) -> list[Tag]:
     """Up to `count` tags with distinct (colour, shape) pairs that do not overlap.
 
     With `clear_of_cuts` no number lies across the border of two crops, where no single view could show it.
@@ -187,7 +194,11 @@ def draw(image: Image.Image, tags: list[Tag]) -> Image.Image:
         pen.polygon(outline(tag), fill=COLORS[tag.color])
         dark = sum(COLORS[tag.color]) / 3 > 118
         pen.text(
-            (tag.x, tag.text_y), str(tag.number), font=font(tag.font_size), fill=(0, 0, 0) if dark else (255, 255, 255), anchor="mm"
+            (tag.x, tag.text_y),
+            str(tag.number),
+            font=font(tag.font_size),
+            fill=(0, 0, 0) if dark else (255, 255, 255),
+            anchor="mm",
         )
     return image
 

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from scenes import COLORS, GRIDS, SHAPES, TRAINING_PHOTOS, VIEW, Tag, background, draw, outline, place_tags, scene
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from scenes import COLORS, SHAPES, TRAINING_PHOTOS, VIEW, Tag, background, draw, outline, place_tags, scene
 
 PATCH = 14
 SIDE = VIEW // PATCH
@@ -65,7 +66,9 @@ class Windows(Dataset):
         image, tags = scene(seed, tags=(1, 7))
         if kind < 0.86:
             scale_x, scale_y = VIEW / image.width, VIEW / image.height
-            return labelled(image.resize((VIEW, VIEW), Image.Resampling.BICUBIC), tags, legible=False, scale=(scale_x, scale_y))
+            return labelled(
+                image.resize((VIEW, VIEW), Image.Resampling.BICUBIC), tags, legible=False, scale=(scale_x, scale_y)
+            )
         left = VIEW * rng.randrange(image.width // VIEW)
         top = VIEW * rng.randrange(image.height // VIEW)
         moved = [replace(t, x=t.x - left, y=t.y - top) for t in tags]
@@ -96,7 +99,11 @@ def labelled(image: Image.Image, tags: list[Tag], *, legible: bool, scale: tuple
             part = box_share(box)
             labels[row, part > 0.3] = digit
             view[len(COLORS) + len(SHAPES) + digit] = 1
-    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()), torch.from_numpy(labels), torch.from_numpy(view)
+    return (
+        torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()),
+        torch.from_numpy(labels),
+        torch.from_numpy(view),
+    )
 
 
 def patches(mask: np.ndarray) -> np.ndarray:
@@ -154,7 +161,12 @@ def main() -> None:
             optimizer.load_state_dict(saved["optimizer"])
             schedule.load_state_dict(saved["schedule"])
         step = saved["step"]
-    data = DataLoader(Windows("tower", args.steps * args.batch, step * args.batch), batch_size=args.batch, num_workers=1, prefetch_factor=8)
+    data = DataLoader(
+        Windows("tower", args.steps * args.batch, step * args.batch),
+        batch_size=args.batch,
+        num_workers=1,
+        prefetch_factor=8,
+    )
     start, running = time.time(), {}
     for pixels, labels, view in data:
         labels = labels.to(args.device)
@@ -179,7 +191,9 @@ def main() -> None:
         right["view loss"] = losses["view"].item()
         running = {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in right.items()}
         if step % 100 == 0:
-            print(f"{step} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True)
+            print(
+                f"{step} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True
+            )
         if step % 500 == 0 or step == args.steps:
             state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "step": step}
             state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}

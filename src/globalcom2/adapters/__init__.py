@@ -64,7 +64,9 @@ class Adapter(ABC):
 
     def scores(self, rows: Tensor) -> Tensor:
         """Token scores (views, tokens) from tapped rows (views, sequence)."""
-        return rows if self.cls_index is None else torch.cat([rows[:, : self.cls_index], rows[:, self.cls_index + 1 :]], 1)
+        return (
+            rows if self.cls_index is None else torch.cat([rows[:, : self.cls_index], rows[:, self.cls_index + 1 :]], 1)
+        )
 
     def tower_features(self, base: Any, output: Any) -> Tensor:
         """The tower's own features before projection, (views, tokens, dim), thumbnail first in each image."""

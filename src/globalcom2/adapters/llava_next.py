@@ -38,13 +38,17 @@ class LlavaNextAdapter(Adapter):
         tower = getattr(base.vision_tower, "vision_model", base.vision_tower)
         layers = tower.encoder.layers
         if not -len(layers) <= layer < len(layers):
-            raise InputError(f"layer must be in [{-len(layers)}, {len(layers) - 1}] for this vision tower, got {layer}.")
+            raise InputError(
+                f"layer must be in [{-len(layers)}, {len(layers) - 1}] for this vision tower, got {layer}."
+            )
         return layers[layer].self_attn  # type: ignore[no-any-return]
 
     def layouts(self, base: Any, inputs: dict[str, Any]) -> list[Layout]:  # noqa: D102
         sizes = inputs.get("image_sizes")
         if sizes is None:
-            raise InputError("image_sizes must be given with pixel_values, got None. Pass everything the processor returned.")
+            raise InputError(
+                "image_sizes must be given with pixel_values, got None. Pass everything the processor returned."
+            )
         vision = base.config.vision_config
         pinpoints = tuple(tuple(p) for p in base.config.image_grid_pinpoints)
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
@@ -67,7 +71,8 @@ def _layout(height: int, width: int, pinpoints: tuple[tuple[int, ...], ...], vie
     side = view // patch
     tokens = side * side
     config = SimpleNamespace(
-        image_grid_pinpoints=[list(p) for p in pinpoints], vision_config=SimpleNamespace(image_size=view, patch_size=patch)
+        image_grid_pinpoints=[list(p) for p in pinpoints],
+        vision_config=SimpleNamespace(image_size=view, patch_size=patch),
     )
     views = image_size_to_num_patches([height, width], config.image_grid_pinpoints, view)
     rows, cols = get_anyres_image_grid_shape([height, width], config.image_grid_pinpoints, view)

@@ -83,7 +83,9 @@ def strip(module: nn.Module) -> None:
 
 
 def _tapped(implementation: str) -> Callable[..., Any]:
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
         _tap(module, query, key, mask, kwargs.get("scaling"))
@@ -92,7 +94,7 @@ def _tapped(implementation: str) -> Callable[..., Any]:
     return attention
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _tap(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
     recording = _recording.get()
     if recording is None or recording.module is not module:

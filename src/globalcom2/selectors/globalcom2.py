@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,12 +58,13 @@ def globalcom2(
         raise InputError(f"temperature must be positive, got {temperature!r}.")
     thumbnail = views.thumbnail_scores
     if thumbnail is None:
-        raise InputError("thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail.")
+        raise InputError(
+            "thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail."
+        )
     if views.crops == 0:
         return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
 
-    assert views.grid is not None and views.token_grid is not None  # filled in by Views
-    thumbnail_map = thumbnail.float().unflatten(-1, views.token_grid)
+    thumbnail_map = thumbnail.float().unflatten(-1, views.token_grid)  # type: ignore[arg-type]
     canvas = Canvas(views)
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
     mass = _mass(thumbnail_map.double(), *weights, crop_mass)
@@ -95,26 +98,12 @@ class Canvas:
 
     def overlaps(self) -> tuple[Tensor, Tensor]:
         """Per axis, how much of each thumbnail cell a crop's valid area covers: (rows, height) and (cols, width)."""
-        return (
-            self._overlap(self.rows, self.height, *self.y),
-            self._overlap(self.cols, self.width, *self.x),
-        )
-
-    def _overlap(self, crops: int, cells: int, start: int, stop: int) -> Tensor:
-        # The thumbnail shows the valid area stretched over `cells` cells.
-        scale = cells / (stop - start)
-        edges = ((torch.arange(crops + 1, device=self.device) * cells).clamp(start, stop) - start).double() * scale
-        cell = torch.arange(cells, device=self.device)
-        upper = torch.minimum(edges[1:, None], cell + 1.0)
-        return (upper - torch.maximum(edges[:-1, None], cell.double())).clamp(min=0)
+        rows = _overlap(self.rows, self.height, *self.y)
+        return rows.to(self.device), _overlap(self.cols, self.width, *self.x).to(self.device)
 
     def blocks(self) -> tuple[Tensor, Tensor]:
         """Per axis, the published code's equal blocks as 0/1 weights."""
-        return self._block(self.rows, self.height), self._block(self.cols, self.width)
-
-    def _block(self, crops: int, cells: int) -> Tensor:
-        owner = (torch.arange(cells, device=self.device) // max(1, cells // crops)).clamp(max=crops - 1)
-        return F.one_hot(owner, crops).T.double()
+        return _block(self.rows, self.height).to(self.device), _block(self.cols, self.width).to(self.device)
 
     def project(self, thumbnail_map: Tensor) -> Tensor:
         """The thumbnail's map (batch, height, width), resized to the valid area, as (batch, crops, tokens)."""
@@ -124,6 +113,24 @@ class Canvas:
         canvas[:, self.y[0] : self.y[1], self.x[0] : self.x[1]] = resized
         tiles = canvas.unflatten(2, (self.cols, self.width)).unflatten(1, (self.rows, self.height))
         return tiles.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+@lru_cache(maxsize=4096)
+def _overlap(crops: int, cells: int, start: int, stop: int) -> Tensor:
+    # The thumbnail shows the valid area, from start to stop on the canvas, stretched over `cells` cells.
+    scale = cells / (stop - start)
+    edges = ((torch.arange(crops + 1) * cells).clamp(start, stop) - start).double() * scale
+    cell = torch.arange(cells)
+    upper = torch.minimum(edges[1:, None], cell + 1.0)
+    lower = torch.maximum(edges[:-1, None], cell.double())
+    return (upper - lower).clamp(min=0)
+
+
+@lru_cache(maxsize=4096)
+def _block(crops: int, cells: int) -> Tensor:
+    owner = (torch.arange(cells) // max(1, cells // crops)).clamp(max=crops - 1)
+    member: Tensor = F.one_hot(owner, crops).T.double()
+    return member
 
 
 def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str) -> Tensor:
@@ -138,4 +145,5 @@ def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str) -> Tensor
 
 def _unit(scores: Tensor, valid: Tensor) -> Tensor:
     """Scale each crop's valid scores to unit length."""
-    return F.normalize(scores.masked_fill(~valid, 0.0), dim=-1)
+    unit: Tensor = F.normalize(scores.masked_fill(~valid, 0.0), dim=-1)
+    return unit

@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint train-mini bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make the environment in .venv
+
+# torch first and alone: the index may serve a CPU wheel for the pinned version only.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## answer a question about a picture with all visual tokens and with 10 % of them
+	$(BIN)/globalcom2 ask --retention 0.1 --picture globalcom2-demo.png
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## print how long selection takes
+	$(BIN)/python benchmarks/selection.py
+
+train-mini: $(STAMP)  ## train the mini model again, from nothing; resumes after a stop
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
+	PYTHON=$(abspath $(BIN))/python $(MAKE) -C training/mini
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
