@@ -102,9 +102,11 @@ def photo(name: str) -> Image.Image:
     return image
 
 
-def background(rng: random.Random, width: int, height: int, photos: tuple[str, ...]) -> Image.Image:
-    """A photograph's section (half of the time), a colour gradient or smooth noise."""
-    kind = rng.random()
+def background(
+    rng: random.Random, width: int, height: int, photos: tuple[str, ...], kinds: str = "mixed"
+) -> Image.Image:
+    """A photograph's section (half of the time, or always with kinds="photo"), a colour gradient or smooth noise."""
+    kind = rng.random() if kinds == "mixed" else 0.0
     if kind < 0.5:
         source = photo(rng.choice(photos))
         w, h = source.size
@@ -209,12 +211,13 @@ def scene(
     grids: tuple[tuple[int, int], ...] = GRIDS,
     tags: tuple[int, int] = (1, 5),
     photos: tuple[str, ...] = TRAINING_PHOTOS,
+    backgrounds: str = "mixed",
 ) -> tuple[Image.Image, list[Tag]]:
     """One picture at the native size of one of `grids`, with its tags. The same seed draws the same picture."""
     rng = random.Random(seed)
     rows, cols = rng.choice(grids)
     width, height = cols * VIEW, rows * VIEW
-    image = background(rng, width, height, photos)
+    image = background(rng, width, height, photos, backgrounds)
     placed: list[Tag] = []
     while not placed:
         placed = place_tags(rng, width, height, rng.randint(*tags), clustered=rng.random() < 0.5, clear_of_cuts=True)

@@ -112,18 +112,20 @@ class Canvas:
         canvas = resized.new_zeros(resized.shape[0], self.rows * self.height, self.cols * self.width)
         canvas[:, self.y[0] : self.y[1], self.x[0] : self.x[1]] = resized
         tiles = canvas.unflatten(2, (self.cols, self.width)).unflatten(1, (self.rows, self.height))
-        return tiles.transpose(2, 3).flatten(3).flatten(1, 2)
+        projected: Tensor = tiles.transpose(2, 3).flatten(3).flatten(1, 2)
+        return projected
 
 
 @lru_cache(maxsize=4096)
 def _overlap(crops: int, cells: int, start: int, stop: int) -> Tensor:
     # The thumbnail shows the valid area, from start to stop on the canvas, stretched over `cells` cells.
     scale = cells / (stop - start)
-    edges = ((torch.arange(crops + 1) * cells).clamp(start, stop) - start).double() * scale
+    edges: Tensor = ((torch.arange(crops + 1) * cells).clamp(start, stop) - start).double() * scale
     cell = torch.arange(cells)
     upper = torch.minimum(edges[1:, None], cell + 1.0)
     lower = torch.maximum(edges[:-1, None], cell.double())
-    return (upper - lower).clamp(min=0)
+    covered: Tensor = (upper - lower).clamp(min=0)
+    return covered
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,5 @@
+"""`python -m globalcom2`."""
+
+from globalcom2.cli import main
+
+main()

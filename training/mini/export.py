@@ -1,0 +1,46 @@
+"""Step 3: write the model and its processor where `load_mini` finds them, and draw the demo picture.
+
+python export.py DECODER.pt ../../src/globalcom2/mini
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from build import model as build_model
+from build import processor as build_processor
+from scenes import HELD_OUT_PHOTOS, scene
+
+LIMIT = 20 * 2**20
+# Colours, shapes and numbers of a held-out seed on the cat photograph, which no training picture shows.
+DEMO_SEED, DEMO_PHOTO, DEMO_GRID = "demo-3", HELD_OUT_PHOTOS[0], (3, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("decoder", type=Path)
+    parser.add_argument("package", type=Path)
+    args = parser.parse_args()
+    processor = build_processor()
+    tokens = processor.tokenizer
+    model = build_model(tokens)
+    model.load_state_dict(torch.load(args.decoder, map_location="cpu")["model"])
+    model = model.half()
+    model.generation_config.eos_token_id = tokens.eos_token_id
+    model.generation_config.pad_token_id = tokens.pad_token_id
+    model.generation_config.bos_token_id = tokens.bos_token_id
+    folder = args.package / "model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if size > LIMIT:
+        raise SystemExit(f"{folder} has {size:,} bytes, more than {LIMIT:,}: make the model smaller.")
+    image, tags = scene(DEMO_SEED, grids=(DEMO_GRID,), tags=(4, 4), photos=(DEMO_PHOTO,), backgrounds="photo")
+    image.save(args.package / "demo.png", optimize=True)
+    print(f"{size:,} bytes in {folder}; demo shows {', '.join(f'{t.color} {t.shape} {t.number}' for t in tags)}")
+
+
+if __name__ == "__main__":
+    main()
