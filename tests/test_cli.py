@@ -99,7 +99,7 @@ def test_errors_are_one_line_with_a_code(capsys, tmp_path, arguments, code, mess
 def test_an_unsupported_family(capsys, tmp_path):
     from transformers import LlamaConfig
 
-    LlamaConfig(hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
+    LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
     code, _, err = call(capsys, "ask", "--model", str(tmp_path))
     assert code == 2
     assert "(llava_next), got model_type 'llama'" in err

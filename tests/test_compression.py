@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -122,6 +123,19 @@ def test_counts_follow_from_size_and_ratio_alone(tiny):
             totals.add(compression.report.tokens_after)
             expected = placeholders(tiny.model, 0.15, compression.report[0].layout)
         assert totals == {expected} == {int(0.15 * compression.report.tokens_before + 0.5)}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 10000), (10000, 1), (2, 400), (400, 2)])
+def test_strips_and_dots(tiny, size):
+    """Whatever the stock model accepts: crops of a strip may hold no token at all, only newlines."""
+    inputs = tiny.inputs(["<image> x"], [Image.new("RGB", size)])
+    for options in ({}, {"exact": False}, {"newlines": "all"}, {"method": "uniform"}):
+        with compress(tiny.model, 0.25, **options) as compression:
+            generate(tiny.model, inputs)
+        kept = compression.report[0]
+        assert 0 < kept.tokens_after < kept.tokens_before
+        if not options:
+            assert kept.tokens_after == placeholders(tiny.model, 0.25, kept.layout)
 
 
 def test_newlines_of_the_published_code_are_kept_and_not_counted(tiny):

@@ -237,7 +237,7 @@ class Compression:
                 [keep.thumbnail, keep.crops.flatten(1), *([] if keep.newlines is None else [keep.newlines])], 1
             )
             slots = layout.slots.to(flat.device)
-            kept = flat[:, slots.clamp(min=0)] | (slots < 0)
+            kept = flat[:, slots.clamp(min=0)] & (slots >= 0)
             for n, i in enumerate(members):
                 own = Keep(keep.thumbnail[n], keep.crops[n], None if keep.newlines is None else keep.newlines[n])
                 images[i] = ImageReport(rows[i], layout, own, stacked[n, 0], kept[n])

@@ -94,11 +94,10 @@ def select(
         )
     if lines is not None and kept_newlines is None:
         kept_newlines = torch.ones(batch, views.line_count, dtype=torch.bool, device=valid.device)
-        if newlines == "counted":
-            index = lines.clamp(min=0).flatten().expand(batch, -1)
-            kept_newlines = (
-                torch.zeros_like(kept_newlines, dtype=torch.int64).scatter_add(1, index, crops.flatten(1).long()) > 0
-            )
+        if newlines == "counted" and views.line_count:
+            tokens_on_line = torch.zeros(batch, views.line_count, dtype=torch.int64, device=valid.device)
+            tokens_on_line.scatter_add_(1, lines.clamp(min=0).flatten().expand(batch, -1), crops.flatten(1).long())
+            kept_newlines = tokens_on_line > 0
     if thumbnail is None:
         thumbnail = valid.new_zeros(batch, 0)
     keep = Keep(thumbnail, crops, kept_newlines)

@@ -112,8 +112,8 @@ def batch_of(pictures, tokens, phase: str, step: int, size: int):
     for _, tags in chosen:
         if phase == "captions":
             places.append(caption_places(tags, grid, rng))
-        # A third of the question phase stays captions, to keep the look-ups alive.
-        if phase == "captions" or rng.random() < 0.35:
+        # A quarter of the question phase stays captions, to keep the look-ups alive.
+        if phase == "captions" or rng.random() < 0.25:
             rows.append(texts(tokens, [("", caption(rng, tags))]))
         else:
             rows.append(texts(tokens, list(dict(question(rng, tags)[1:] for _ in range(QUESTIONS)).items())))

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 import transformers
 from rich.progress import track
-from scenes import HELD_OUT_PHOTOS, KINDS, question, scene
 
 from globalcom2 import compress, list_methods, load_mini
 from globalcom2.comparison import chat_prompt
+from scenes import HELD_OUT_PHOTOS, KINDS, question, scene
 
 BATCH = 16
 

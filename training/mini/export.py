@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+
 from build import model as build_model
 from build import processor as build_processor
 from scenes import HELD_OUT_PHOTOS, scene
@@ -34,6 +35,8 @@ def main() -> None:
     folder = args.package / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
     size = sum(file.stat().st_size for file in folder.iterdir())
     if size > LIMIT:
         raise SystemExit(f"{folder} has {size:,} bytes, more than {LIMIT:,}: make the model smaller.")

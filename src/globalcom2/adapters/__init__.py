@@ -31,7 +31,7 @@ class Layout:
     """int (crops, tokens), see `Views.lines`."""
     slots: Tensor
     """int (placeholders,): what stands in each place of the run, as a position in [thumbnail | crops | newlines] laid
-    end to end; -1 for a place that is always kept."""
+    end to end; -1 for a newline that ends no token and is always dropped (strips of under one token's width)."""
 
     @property
     def views(self) -> int:

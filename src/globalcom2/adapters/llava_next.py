@@ -92,7 +92,8 @@ def _layout(height: int, width: int, pinpoints: tuple[tuple[int, ...], ...], vie
     line_of_slot = newline.long().cumsum(0) - newline.long()
     lines = torch.full((views * tokens,), -1)
     lines[slots[~newline]] = line_of_slot[~newline]
-    slots[newline] = views * tokens + torch.arange(int(newline.sum()))
+    # A strip can be under one token wide: then nothing is left of its lines but newlines.
+    slots[newline] = views * tokens + torch.arange(int(newline.sum())) if valid[tokens:].any() else -1
     return Layout(
         grid=(rows, cols),
         token_grid=(side, side),

@@ -61,7 +61,7 @@ def globalcom2(
         raise InputError(
             "thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail."
         )
-    if views.crops == 0:
+    if views.valid_count == 0:
         return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
 
     thumbnail_map = thumbnail.float().unflatten(-1, views.token_grid)  # type: ignore[arg-type]
