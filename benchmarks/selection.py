@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 
 from globalcom2 import Views, list_methods, select
-from globalcom2.adapters.llava_next import _layout
+from globalcom2.adapters.llava_next import LlavaNextAdapter
+from globalcom2.estimation import named_configs
 
-PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 RUNS, WIDTH = 200, 4096
 
 
@@ -34,7 +34,7 @@ def timed(work: Callable[[], object]) -> list[float]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    layout = _layout(672, 672, PINPOINTS, 336, 14)
+    layout = LlavaNextAdapter().layout(named_configs()["llava-next-7b"], 672, 672)
     scores, features = torch.randn(5, 576) * 3, torch.randn(len(layout.slots), WIDTH)
     rows = []
     for method in list_methods():

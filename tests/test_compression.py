@@ -18,7 +18,8 @@ from transformers import (
 
 from conftest import footprint
 from globalcom2 import InputError, UnsupportedModelError, apply, compress, remove
-from globalcom2.compression import current, placeholders
+from globalcom2.adapters import kept_places
+from globalcom2.compression import current
 from independent import cut_embeddings, one_row, reports_keep
 from tiny import picture
 
@@ -121,7 +122,7 @@ def test_counts_follow_from_size_and_ratio_alone(tiny):
             with compress(tiny.model, 0.15) as compression, torch.no_grad():
                 tiny.model(**inputs)
             totals.add(compression.report.tokens_after)
-            expected = placeholders(tiny.model, 0.15, compression.report[0].layout)
+            expected = kept_places(compression.report[0].layout, 0.15)
         assert totals == {expected} == {int(0.15 * compression.report.tokens_before + 0.5)}
 
 
@@ -135,7 +136,7 @@ def test_strips_and_dots(tiny, size):
         kept = compression.report[0]
         assert 0 < kept.tokens_after < kept.tokens_before
         if not options:
-            assert kept.tokens_after == placeholders(tiny.model, 0.25, kept.layout)
+            assert kept.tokens_after == kept_places(kept.layout, 0.25)
 
 
 def test_newlines_of_the_published_code_are_kept_and_not_counted(tiny):
@@ -145,7 +146,7 @@ def test_newlines_of_the_published_code_are_kept_and_not_counted(tiny):
     entry = compression.report[0]
     assert entry.keep.newlines.all()
     assert entry.tokens_after == round(0.25 * (36 + 4 * 36)) + 12
-    assert placeholders(tiny.model, 0.25, entry.layout, "all") == entry.tokens_after
+    assert kept_places(entry.layout, 0.25, "all") == entry.tokens_after
 
 
 def test_thumbnail_order_changes_the_order_of_the_thumbnail_alone(tiny):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
@@ -108,6 +109,77 @@ def _print_answers(result: dict[str, Any]) -> None:
     )
     if result["picture"]:
         console.print(f"Picture: {result['picture']}")
+
+
+@app.command()
+def estimate(
+    model: Annotated[
+        str, typer.Option(help="llava-next-7b, llava-next-13b, mini, a folder with config.json, or a name on the hub.")
+    ] = "llava-next-7b",
+    image: Annotated[str, typer.Option(help="Size of the picture, WIDTHxHEIGHT in px.")] = "672x672",
+    retention: Annotated[
+        list[float] | None, typer.Option(help="Ratio; repeat for several.", show_default=False)
+    ] = None,
+    convention: Annotated[str, typer.Option(help="ours, or paper: what the paper's tables count.")] = "ours",
+    text_tokens: Annotated[int, typer.Option(min=0, help="Length of the prompt without its image.")] = 40,
+    as_json: Json = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """What an image costs at several ratios, in closed form, without weights."""
+    ratios = [check_ratio(ratio) for ratio in retention or [1.0, 0.75, 0.5, 0.25, 0.1]]
+    with notes.status("Loading torch and transformers"):
+        from globalcom2.estimation import estimate_costs, named_configs, parse_size, weight_bytes  # noqa: PLC0415
+        from globalcom2.loading import load_config  # noqa: PLC0415
+
+    size = parse_size(image)
+    config = named_configs().get(model) or load_config(model)
+    rows = estimate_costs(config, size, ratios, convention=convention, text_tokens=text_tokens)
+    ours = estimate_costs(config, size, ratios, text_tokens=text_tokens) if convention == "paper" else None
+    result: dict[str, Any] = {"model": model, "image": image, "convention": convention, "rows": rows}
+    if ours is not None:
+        result["ours"] = ours
+    result["weight_bytes"] = weight_bytes(config)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    _print_estimate(result)
+
+
+def _print_estimate(result: dict[str, Any]) -> None:
+    paper = result["convention"] == "paper"
+    weights = filesize.decimal(result["weight_bytes"])
+    table = Table(title=f"{result['model']}, {result['image']} image, 16-bit weights {weights}", title_justify="left")
+    columns = ["ratio", "tokens", "prefill TFLOPs", "KV MB" if paper else "KV MiB", "whole TFLOPs", "of whole"]
+    columns += ["ours: tokens", "whole TFLOPs", "of whole"] if paper else ["decode GFLOPs"]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row, own in zip(result["rows"], result.get("ours", result["rows"]), strict=True):
+        cache = f"{row['kv_cache_mb_as_printed']:g}" if paper else f"{row['kv_cache_bytes'] / 2**20:,.0f}"
+        whole = row["total_flops"] + row.get("left_out_flops", 0)
+        cells = [f"{row['retention_ratio']:g}", str(row["visual_tokens"]), _tera(row["prefill_flops"]), cache]
+        cells += [_tera(whole), f"{row['share_of_whole']:.1%}"]
+        if paper:
+            cells += [str(own["visual_tokens"]), _tera(own["total_flops"]), f"{own['share_of_whole']:.1%}"]
+        else:
+            cells.append(f"{row['decode_flops'] / 1e9:.2f}")
+        table.add_row(*cells)
+    console = Console()
+    console.print(table)
+    first = result["rows"][0]
+    if paper:
+        console.print(
+            "The paper counts ratio x all tokens of the views in the language model: no text, no newlines, no vision "
+            f"tower and no projector ({_tera(first['left_out_flops'])} TFLOPs at every ratio, added in 'whole'). 'ours' "
+            "counts the real prompt."
+        )
+    else:
+        console.print(
+            f"'whole' adds vision tower ({_tera(first['tower_flops'])}) and projector ({_tera(first['projector_flops'])})."
+        )
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:,.2f}"
 
 
 @app.command()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from globalcom2 import patching
 from globalcom2.adapters import Adapter, Layout, tap
-from globalcom2.budget import check_ratio, keep_counts
+from globalcom2.budget import check_ratio
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.families import load_adapter
 from globalcom2.methods import check_options, get_method
@@ -268,13 +268,6 @@ class Short:
     prompt: ShortPrompt
     report: Report
     clock: Clock = field(repr=False)
-
-
-def placeholders(model: Any, retention_ratio: float, layout: Layout, newlines: str = "counted") -> int:
-    """Visual tokens that an image of this layout keeps, newlines included: known before the tower runs."""
-    lines = 0 if layout.lines is None or layout.lines.numel() == 0 else int(layout.lines.max()) + 1
-    counted = lines if newlines == "counted" else 0
-    return keep_counts(retention_ratio, layout.tokens, int(layout.valid.sum()), counted).total + lines - counted
 
 
 def _rows_of_images(placeholder: Tensor, layouts: list[Layout]) -> list[int]:

@@ -43,8 +43,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     target = _device(device)
-    config = _config(FOLDER if name == MINI else name, name)
-    get_family(config.model_type)
+    load_config(name)
     kwargs: dict[str, Any] = {"dtype": dtype}
     if dtype == "auto" and target.type == "cpu":
         kwargs["dtype"] = torch.float32
@@ -72,9 +71,10 @@ def _device(device: str) -> torch.device:
     return target
 
 
-def _config(where: Any, name: str) -> Any:
+def load_config(name: str) -> Any:
+    """The configuration of "mini", of a folder or of a name on the hub, checked to be of a supported family."""
     try:
-        return AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(FOLDER if name == MINI else name)
     except (OSError, ValueError) as error:
         near = difflib.get_close_matches(name, KNOWN_CHECKPOINTS, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -84,3 +84,5 @@ def _config(where: Any, name: str) -> Any:
             f"model must be 'mini', a folder with a checkpoint or a name on the hub, got {name!r}, which could not be "
             f"opened{offline}: {reason}{hint}"
         ) from error
+    get_family(config.model_type)
+    return config

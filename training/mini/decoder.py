@@ -1,7 +1,7 @@
 """Step 2: projector, newline and decoder on top of the frozen tower, whose features are computed once per picture.
 
-First captions of all tags in random order, on few tokens per picture (the tags' and some background): every word after
-the first is a supervised look-up, and the step from reading to binding takes minutes. Then questions on the full prompt,
+First captions of all tags in random order and look-ups of present and absent ones, on few tokens per picture (the tags'
+and some background): nearly every word is supervised, and the step from reading to binding takes minutes. Then questions on the full prompt,
 packed as LLaVA-NeXT packs it, crops, newlines and all.
 
     python decoder.py TOWER.pt OUT.pt --pictures 7000 --captions 2500 --questions 4000     resumes from OUT.pt
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from build import model as build_model
 from build import processor as build_processor
 from globalcom2.adapters.llava_next import LlavaNextAdapter
-from scenes import VIEW, Tag, caption, question, scene
+from scenes import VIEW, Tag, caption, look_ups, question, scene
 from tower import PATCH, SIDE, normalise
 
 IGNORE = -100
@@ -89,15 +89,33 @@ def caption_places(tags: list[Tag], grid: tuple[int, int], rng: random.Random) -
     return np.array(thumbnail + [SIDE * SIDE + place for place in chosen])
 
 
-def texts(tokens, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
-    """Ids after the image, and labels: answers and their end are learnt, questions are not."""
+Segments = list[tuple[str, bool]]  # pieces of text, and whether they are to be learnt
+
+
+def caption_segments(rng: random.Random, tags: list[Tag]) -> Segments:
+    """A caption, or look-ups whose answers alone are learnt."""
+    if rng.random() < 0.5:
+        return [("<assistant>", False), (caption(rng, tags) + "</s>", True)]
+    pairs = [((asked, False), (answer, True)) for asked, answer in look_ups(rng, tags)]
+    return [("<assistant>", False), *[segment for pair in pairs for segment in pair]]
+
+
+def question_segments(rng: random.Random, tags: list[Tag]) -> Segments:
+    """Several turns about one picture."""
+    segments: Segments = []
+    for asked, answer in dict(question(rng, tags)[1:] for _ in range(QUESTIONS)).items():
+        opening = "<user>" if segments else ""
+        segments += [(f"{opening}{asked}<assistant>", False), (answer + "</s>", True)]
+    return segments
+
+
+def texts(tokens, segments: Segments) -> tuple[list[int], list[int]]:
+    """Ids after the image, and labels."""
     ids, labels = [], []
-    for number, (asked, answer) in enumerate(turns):
-        opening = ("" if number == 0 else "<user>") + asked + "<assistant>"
-        prompt = tokens(opening, add_special_tokens=False).input_ids
-        reply = tokens(answer + "</s>", add_special_tokens=False).input_ids
-        ids += prompt + reply
-        labels += [IGNORE] * len(prompt) + reply
+    for text, learnt in segments:
+        part = tokens(text, add_special_tokens=False).input_ids
+        ids += part
+        labels += part if learnt else [IGNORE] * len(part)
     return ids, labels
 
 
@@ -113,10 +131,8 @@ def batch_of(pictures, tokens, phase: str, step: int, size: int):
         if phase == "captions":
             places.append(caption_places(tags, grid, rng))
         # A quarter of the question phase stays captions, to keep the look-ups alive.
-        if phase == "captions" or rng.random() < 0.25:
-            rows.append(texts(tokens, [("", caption(rng, tags))]))
-        else:
-            rows.append(texts(tokens, list(dict(question(rng, tags)[1:] for _ in range(QUESTIONS)).items())))
+        captions = phase == "captions" or rng.random() < 0.25
+        rows.append(texts(tokens, (caption_segments if captions else question_segments)(rng, tags)))
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[*i, *[tokens.pad_token_id] * (longest - len(i))] for i, _ in rows])
     labels = torch.tensor([[*i, *[IGNORE] * (longest - len(i))] for _, i in rows])

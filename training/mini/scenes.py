@@ -237,10 +237,7 @@ def question(rng: random.Random, tags: list[Tag], kind: str | None = None) -> tu
         if rng.random() < 0.5:
             tag = rng.choice(tags)
             return kind, f"is there a {tag.color} {tag.shape}?", "yes"
-        present = {(t.color, t.shape) for t in tags}
-        absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
-        near = [pair for pair in absent if any(pair[0] == c or pair[1] == s for c, s in present)]
-        color, shape = rng.choice(near if rng.random() < 0.5 else absent)
+        color, shape = absent_pairs(rng, tags, 1)[0]
         return kind, f"is there a {color} {shape}?", "no"
     if kind == "count":
         return kind, "how many tags are there?", str(len(tags))
@@ -254,6 +251,21 @@ def question(rng: random.Random, tags: list[Tag], kind: str | None = None) -> tu
     raise ValueError(f"kind must be one of {KINDS}, got {kind!r}.")
 
 
+def absent_pairs(rng: random.Random, tags: list[Tag], count: int) -> list[tuple[str, str]]:
+    """(colour, shape) pairs that no tag has; half of them share one of the two with a tag."""
+    present = {(t.color, t.shape) for t in tags}
+    absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
+    near = [pair for pair in absent if any(pair[0] == c or pair[1] == s for c, s in present)]
+    return [rng.choice(near if rng.random() < 0.5 else absent) for _ in range(count)]
+
+
 def caption(rng: random.Random, tags: list[Tag]) -> str:
     """All tags in random order: every word after the first is a supervised look-up."""
     return ", ".join(f"{t.color} {t.shape} {t.number}" for t in rng.sample(tags, len(tags)))
+
+
+def look_ups(rng: random.Random, tags: list[Tag]) -> list[tuple[str, str]]:
+    """(colour and shape, number or "no") for all tags and as many absent pairs, in random order."""
+    entries = [(f"{t.color} {t.shape}", str(t.number)) for t in tags]
+    entries += [(f"{color} {shape}", "no") for color, shape in absent_pairs(rng, tags, len(tags))]
+    return rng.sample(entries, len(entries))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from globalcom2.budget import keep_counts
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -43,6 +45,20 @@ class Layout:
         """Tokens per view."""
         return self.token_grid[0] * self.token_grid[1]
 
+    @property
+    def line_count(self) -> int:
+        """Newlines of lines that hold tokens."""
+        return 0 if self.lines is None or self.lines.numel() == 0 else int(self.lines.max()) + 1
+
+
+def kept_places(layout: Layout, retention_ratio: float, newlines: str = "counted") -> int:
+    """Visual tokens that an image of this layout keeps, newlines included: known before the tower runs."""
+    if retention_ratio == 1.0:
+        return len(layout.slots)
+    counted = layout.line_count if newlines == "counted" else 0
+    budget = keep_counts(retention_ratio, layout.tokens, int(layout.valid.sum()), counted)
+    return budget.total + layout.line_count - counted
+
 
 class Adapter(ABC):
     """Glue to one model family. Stateless; `base` is the model that has `get_image_features`."""
@@ -61,6 +77,10 @@ class Adapter(ABC):
     @abstractmethod
     def layouts(self, base: Any, inputs: dict[str, Any]) -> list[Layout]:
         """One layout per image, in prompt order, from the pixel inputs' sizes alone."""
+
+    @abstractmethod
+    def layout(self, config: Any, height: int, width: int) -> Layout:
+        """The layout of an image of that size in px, from the model's configuration alone."""
 
     def scores(self, rows: Tensor) -> Tensor:
         """Token scores (views, tokens) from tapped rows (views, sequence)."""

@@ -49,8 +49,6 @@ class LlavaNextAdapter(Adapter):
             raise InputError(
                 "image_sizes must be given with pixel_values, got None. Pass everything the processor returned."
             )
-        vision = base.config.vision_config
-        pinpoints = tuple(tuple(p) for p in base.config.image_grid_pinpoints)
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
         pixels = inputs["pixel_values"]
         if len(pixels) != len(sizes) and pixels.ndim == 5:
@@ -58,7 +56,12 @@ class LlavaNextAdapter(Adapter):
                 f"pixel_values and image_sizes must describe the same images, got {len(pixels)} and {len(sizes)}. "
                 "Pass both as the processor returned them."
             )
-        return [_layout(height, width, pinpoints, vision.image_size, vision.patch_size) for height, width in sizes]
+        return [self.layout(base.config, height, width) for height, width in sizes]
+
+    def layout(self, config: Any, height: int, width: int) -> Layout:  # noqa: D102
+        vision = config.vision_config
+        pinpoints = tuple(tuple(p) for p in config.image_grid_pinpoints)
+        return _layout(height, width, pinpoints, vision.image_size, vision.patch_size)
 
     def tower_features(self, base: Any, output: Any) -> Tensor:  # noqa: D102
         layer = base.config.vision_feature_layer

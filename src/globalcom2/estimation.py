@@ -1,0 +1,127 @@
+"""What a model would cost for an image of some size at several ratios, from its configuration alone: no weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig
+
+from globalcom2 import costs
+from globalcom2.adapters import kept_places
+from globalcom2.budget import check_ratio
+from globalcom2.errors import InputError, unknown_name
+from globalcom2.families import load_adapter
+
+CONVENTIONS = ("ours", "paper")
+
+
+def named_configs() -> dict[str, Any]:
+    """Published geometries that need no download: the two of the paper."""
+    small = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    large = LlamaConfig(
+        vocab_size=32064, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
+    )
+    return {
+        "llava-next-7b": LlavaNextConfig(text_config=small),
+        "llava-next-13b": LlavaNextConfig(text_config=large),
+    }
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from "672x672"."""
+    match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
+    if not match or not all(int(side) for side in match.groups()):
+        raise InputError(f"image must be WIDTHxHEIGHT in pixels, such as 672x672, got {text!r}.")
+    return int(match[1]), int(match[2])
+
+
+def estimate_costs(
+    config: Any,
+    image: tuple[int, int],
+    ratios: list[float],
+    *,
+    convention: str = "ours",
+    text_tokens: int = 40,
+    bytes_per_value: int = 2,
+) -> list[dict[str, Any]]:
+    """One row per ratio.
+
+    Args:
+        config: A supported model's configuration.
+        image: (width, height) in px.
+        ratios: Each in (0, 1].
+        convention: "ours": the real prompt, `text_tokens` and newlines included, with tower and projector; matrix
+            products only. "paper": what the paper's tables count: ratio x all tokens of the views, no text, no tower,
+            no projector; element-wise work included (`prefill_flops_llm_viewer`), cache in the paper's units.
+        text_tokens: Length of the prompt without its image.
+        bytes_per_value: 2 for float16 and bfloat16.
+
+    Returns:
+        Rows with the keys of `globalcom2 estimate --json`. `share_of_whole` is of tower, projector and prefill at ratio
+        1; in the paper's convention the tower and the projector, which it leaves out, are added for it.
+    """
+    if convention not in CONVENTIONS:
+        raise unknown_name("convention", convention, CONVENTIONS)
+    width, height = image
+    text, vision = config.get_text_config(), config.vision_config
+    adapter = load_adapter(config.model_type)
+    layout = adapter.layout(config, height, width)
+    everything = layout.views * layout.tokens
+    tower = costs.tower_flops(vision, layout.views, adapter.cls_index is not None)
+    projector = costs.projector_flops(vision, text, everything)
+
+    def row(ratio: float) -> dict[str, Any]:
+        if convention == "paper":
+            visual = int(ratio * everything + 0.5)
+            prefill = costs.prefill_flops_llm_viewer(text, visual)
+            cache = costs.kv_cache_bytes(text, visual)
+            return {
+                "retention_ratio": ratio,
+                "visual_tokens": visual,
+                "tower_flops": 0,
+                "projector_flops": 0,
+                "prefill_flops": prefill,
+                "total_flops": prefill,
+                "kv_cache_bytes": cache,
+                "kv_cache_mb_as_printed": paper_megabytes(cache),
+                "left_out_flops": tower + projector,
+            }
+        visual = kept_places(layout, ratio)
+        prompt = visual + text_tokens
+        prefill = costs.prefill_flops(text, prompt)
+        return {
+            "retention_ratio": ratio,
+            "visual_tokens": visual,
+            "prompt_tokens": prompt,
+            "tower_flops": tower,
+            "projector_flops": projector,
+            "prefill_flops": prefill,
+            "total_flops": tower + projector + prefill,
+            "decode_flops": costs.decode_flops(text, prompt),
+            "kv_cache_bytes": costs.kv_cache_bytes(text, prompt, bytes_per_value),
+            "activation_bytes": costs.activation_bytes(text, prompt, bytes_per_value),
+        }
+
+    def whole(row: dict[str, Any]) -> int:
+        return int(row["total_flops"] + row.get("left_out_flops", 0))
+
+    full = whole(row(1.0))
+    return [made | {"share_of_whole": whole(made) / full} for made in (row(check_ratio(ratio)) for ratio in ratios)]
+
+
+def paper_megabytes(size: int) -> float:
+    """Bytes as the paper prints them: decimal units rounded as LLM-Viewer displays them, a "G" read as 1024 MB."""
+    if size >= 1e9:
+        return round(round(size / 1e9, 1) * 1024, 1)
+    return float(round(size / 1e6))
+
+
+def weight_bytes(config: Any, bytes_per_value: int = 2) -> int:
+    """Bytes of a model's weights, counted on the meta device."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    return bytes_per_value * int(sum(parameter.numel() for parameter in model.parameters()))

@@ -1,0 +1,84 @@
+"""`estimate` against the paper's printed figures and against what a compressed call really does."""
+
+import json
+
+import pytest
+from tiny import picture
+from torch.utils.flop_counter import FlopCounterMode
+
+from globalcom2 import InputError, compress
+from globalcom2.estimation import estimate_costs, named_configs, paper_megabytes, parse_size, weight_bytes
+
+RATIOS = [1.0, 0.75, 0.5, 0.25, 0.1]
+# GlobalCom2, efficiency tables of March 2025: TFLOPs and KV cache in MB at the five ratios.
+PAPER = {
+    "llava-next-7b": ([41.7, 30.4, 19.7, 9.6, 3.8], [1536.0, 1126.4, 755.0, 377.0, 151.0]),
+    "llava-next-13b": ([80.0, 58.7, 38.3, 18.7, 7.4], [2457.6, 1843.2, 1228.8, 590.0, 236.0]),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_tables(name):
+    rows = estimate_costs(named_configs()[name], (672, 672), RATIOS, convention="paper")
+    tflops, cache = PAPER[name]
+    assert [row["prefill_flops"] / 1e12 for row in rows] == pytest.approx(tflops, abs=0.06)
+    assert [row["kv_cache_mb_as_printed"] for row in rows] == cache
+    assert rows[0]["left_out_flops"] / 1e12 == pytest.approx({"llava-next-7b": 2.030, "llava-next-13b": 2.091}[name], abs=0.001)
+    assert rows[-1]["share_of_whole"] == pytest.approx({"llava-next-7b": 0.133, "llava-next-13b": 0.115}[name], abs=0.0006)
+
+
+@pytest.mark.parametrize("size", [(168, 168), (400, 100), (64, 90)])
+@pytest.mark.parametrize("ratio", [1.0, 0.3])
+def test_a_whole_call_against_torchs_counter(tiny, size, ratio):
+    """Tower, projector, prefill: everything that one compressed forward multiplies."""
+    model = tiny.model
+    model.set_attn_implementation("eager")
+    inputs = tiny.inputs(["abc <image>"], [picture(*size)])
+    text = int((inputs["input_ids"] != model.config.image_token_id).sum())
+    with compress(model, ratio), FlopCounterMode(display=False) as counter:
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    model.set_attn_implementation("sdpa")
+    row = estimate_costs(model.config, size, [ratio], text_tokens=text)[0]
+    # What the count has on top: the tapped row and the crop masses, under a thousandth of the tower.
+    extra = counter.get_total_flops() - row["total_flops"]
+    assert 0 <= extra <= 0.002 * row["tower_flops"]
+    if ratio == 1.0:
+        assert extra == 0
+
+
+def test_weights_are_counted_on_meta(tiny):
+    assert weight_bytes(tiny.model.config, 4) == 4 * sum(p.numel() for p in tiny.model.parameters())
+
+
+def test_sizes():
+    assert parse_size("640x480") == (640, 480)
+    assert parse_size(" 640 X 480 ") == (640, 480)
+    for wrong in ("640", "0x10", "ax3", "-4x4"):
+        with pytest.raises(InputError, match="WIDTHxHEIGHT"):
+            parse_size(wrong)
+    with pytest.raises(InputError, match="Did you mean 'paper'"):
+        estimate_costs(named_configs()["llava-next-7b"], (10, 10), [0.1], convention="papers")
+
+
+def test_units_of_the_paper():
+    assert paper_megabytes(1_509_949_440) == 1536.0
+    assert paper_megabytes(150_994_944) == 151.0
+
+
+def test_command(capsys):
+    from test_cli import call
+
+    code, out, err = call(capsys, "estimate", "--retention", "1", "--retention", "0.1", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert {"model", "image", "convention", "rows"} <= set(result)
+    keys = {"retention_ratio", "visual_tokens", "tower_flops", "projector_flops", "prefill_flops", "total_flops", "kv_cache_bytes"}
+    assert all(keys <= set(row) for row in result["rows"])
+    assert [row["visual_tokens"] for row in result["rows"]] == [2928, 293]
+    code, out, _ = call(capsys, "estimate", "--convention", "paper", "--model", "mini", "--image", "336x336")
+    assert code == 0
+    assert "ours" in out
+    for arguments, message in ((["--image", "big"], "WIDTHxHEIGHT"), (["--retention", "25"], "0.25"), (["--model", "nope"], "got 'nope'")):
+        code, out, err = call(capsys, "estimate", *arguments)
+        assert (code, out) == (2, "")
+        assert message in err
