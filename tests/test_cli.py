@@ -61,7 +61,8 @@ def test_ask_with_a_checkpoint_folder(capsys, tmp_path, checkpoint):
 
 
 def test_ratio_one_answers_the_same(capsys):
-    code, out, _ = call(capsys, "ask", "--retention", "1", "--json")
+    code, out, err = call(capsys, "ask", "--retention", "1", "--json", "--picture", "unused.png")
+    assert "No picture drawn" in err
     result = json.loads(out)
     assert code == 0
     assert result["full"]["answer"] == result["compressed"]["answer"]
@@ -83,12 +84,19 @@ def test_ratio_one_answers_the_same(capsys):
         (["ask", "{tmp}/text.png"], 2, "QUESTION must be given"),
         (["ask", "--picture", "{tmp}/no/such/folder.png"], 2, "existing folder"),
         (["ask", "--picture", "{tmp}/kept.txt"], 2, ".png, .pdf, .svg or .jpg"),
+        (["ask", "{tmp}", "what?"], 2, "is a folder or does not exist"),
+        (["ask", "{tmp}/small.png", ""], 2, "question must be text"),
+        (["ask", "{tmp}/small.png", "see <image>"], 2, "question must be text without '<image>'"),
+        (["ask", "--attn", "sdpaa"], 2, "Did you mean 'sdpa'"),
+        (["ask", "--device", "meta"], 2, "got 'meta'"),
+        (["methods", "--debug"], 2, "No such option"),
         (["ask", "--nope"], 2, "No such option"),
         (["nope"], 2, "No such command"),
     ],
 )
 def test_errors_are_one_line_with_a_code(capsys, tmp_path, arguments, code, message):
     (tmp_path / "text.png").write_text("no picture")
+    picture(40, 40).save(tmp_path / "small.png")
     got, out, err = call(capsys, *[a.format(tmp=tmp_path) for a in arguments])
     assert got == code
     assert message in err.replace("\n", " ")

@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+import sys
 import threading
 
 import pytest
 import torch
 from PIL import Image
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -107,8 +109,7 @@ def test_a_mixed_batch_equals_row_by_row(tiny, batch):
             alone = generate(model, one_row(batch, row, IMAGE_ROWS))
             assert torch.equal(together[row, -NEW:], alone[0, -NEW:])
             mine = [entry for entry in entries if entry.row == row]
-            if mine:  # the text row leaves the last report as it is
-                assert all(torch.equal(a.kept, b.kept) for a, b in zip(mine, compression.report, strict=True))
+            assert all(torch.equal(a.kept, b.kept) for a, b in zip(mine, compression.report, strict=True))
 
 
 # ------------------------------------------------------------------ counts
@@ -286,26 +287,102 @@ def test_the_callers_processors_criteria_and_streamer_see_the_callers_prompt(tin
     assert torch.equal(torch.cat(streamer.values[1:]), out[0, -NEW:])
 
 
-def test_a_continued_cache(tiny):
-    """Two turns on one cache equal one call with the whole conversation."""
+@pytest.mark.parametrize("positions", ["closed", "original"])
+@pytest.mark.parametrize("how", ["returned", "given", "direct call"])
+def test_a_continued_cache(tiny, positions, how):
+    """Three turns on one cache equal one call with the whole conversation."""
     model, inputs = tiny.model, tiny.inputs(["one <image> two"], [picture(168, 168)])
     more = tiny.processor.tokenizer(" and three?", return_tensors="pt")["input_ids"]
-    with compress(model, 0.2) as compression:
-        first = generate(model, inputs, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, more], 1)
-        mask = torch.ones_like(ids)
-        second = model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **GREEDY)
-        report = compression.report
-        whole = generate(model, {**inputs, "input_ids": ids, "attention_mask": mask})
-        assert torch.equal(second, whole)
-        assert torch.equal(report[0].kept, compression.report[0].kept)
-        third = torch.cat([second, more], 1)
-        again = model.generate(input_ids=third, past_key_values=first.past_key_values, **GREEDY)
-        assert torch.equal(
-            again, generate(model, {**inputs, "input_ids": third, "attention_mask": torch.ones_like(third)})
-        )
+    with compress(model, 0.2, positions=positions) as compression, torch.no_grad():
+        if how == "direct call":
+            cache = model(**inputs, use_cache=True).past_key_values
+            ids = inputs["input_ids"]
+        else:
+            given = (
+                {} if how == "returned" else {"past_key_values": DynamicCache(config=model.config.get_text_config())}
+            )
+            out = generate(model, inputs, return_dict_in_generate=how == "returned", **given)
+            cache = out.past_key_values if how == "returned" else given["past_key_values"]
+            ids = out.sequences if how == "returned" else out
+        for _ in range(2):
+            ids = torch.cat([ids, more], 1)
+            mask = torch.ones_like(ids)
+            whole = generate(model, {**inputs, "input_ids": ids, "attention_mask": mask})
+            report = compression.report
+            assert len(report) == 1
+            ids = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **GREEDY)
+            assert torch.equal(ids, whole)
         with pytest.raises(InputError, match="continued, got new images"):
-            model.generate(**{**inputs, "input_ids": third}, past_key_values=first.past_key_values, **GREEDY)
+            model.generate(**{**inputs, "input_ids": ids}, past_key_values=cache, **GREEDY)
+
+
+def test_a_continued_cache_of_a_padded_batch(tiny, batch):
+    model = tiny.model
+    more = tiny.processor.tokenizer([" and three?"] * 4, return_tensors="pt")["input_ids"]
+    with compress(model, 0.2):
+        first = generate(model, batch, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, more], 1)
+        mask = torch.cat([batch["attention_mask"], torch.ones(4, NEW + more.shape[1], dtype=torch.long)], 1)
+        second = model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **GREEDY)
+        assert torch.equal(second, generate(model, {**batch, "input_ids": ids, "attention_mask": mask}))
+
+
+def test_a_cache_of_beams_cannot_be_continued(tiny):
+    model, inputs = tiny.model, tiny.inputs(["one <image> two"], [picture(84, 84)])
+    with compress(model, 0.2):
+        out = generate(model, inputs, num_beams=2, num_return_sequences=2, return_dict_in_generate=True)
+        with pytest.raises(InputError, match="filled by beams or several returns"):
+            model.generate(input_ids=out.sequences, past_key_values=out.past_key_values, **GREEDY)
+
+
+@pytest.mark.parametrize("positions", ["closed", "original"])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_a_decoding_loop_by_hand(tiny, batch, positions, numbered):
+    """Direct calls with the caller's growing mask, token by token, equal generate; left padding included."""
+    model = tiny.model
+    with compress(model, 0.2, positions=positions), torch.no_grad():
+        expected = generate(model, batch)[:, -NEW:]
+        mask, places = batch["attention_mask"], {}
+        if numbered:
+            places = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        out = model(**batch, **places, use_cache=True)
+        cache, tokens = out.past_key_values, []
+        for _ in range(NEW):
+            logits = out.logits[:, -1]
+            logits[:, model.config.image_token_id] = -torch.inf
+            tokens.append(logits.argmax(-1, keepdim=True))
+            mask = torch.cat([mask, torch.ones(4, 1, dtype=torch.long)], 1)
+            if numbered:
+                places = {"position_ids": (mask.cumsum(1) - 1)[:, -1:]}
+            out = model(input_ids=tokens[-1], attention_mask=mask, past_key_values=cache, use_cache=True, **places)
+        assert torch.equal(torch.cat(tokens, 1), expected)
+        with pytest.raises(InputError, match="attention_mask must cover"):
+            model(input_ids=tokens[-1], attention_mask=mask[:, 3:], past_key_values=cache)
+
+
+def test_original_positions_without_a_cache(tiny):
+    model, inputs = tiny.model, tiny.inputs(["one <image> two"], [picture(168, 84)])
+    with compress(model, 0.2, positions="original"), torch.no_grad():
+        with pytest.raises(InputError, match="use_cache must not be False"):
+            generate(model, inputs, use_cache=False)
+        expected = model(**inputs).logits
+        bare = {k: v for k, v in inputs.items() if k != "attention_mask"}
+        torch.testing.assert_close(model(**bare, use_cache=False).logits, expected, atol=2e-5, rtol=0)
+
+
+def test_given_positions_are_closed_up(tiny):
+    model, inputs = (
+        tiny.model,
+        tiny.inputs(["one <image> two", "<image> x <image>"], [picture(168, 84, s) for s in range(3)]),
+    )
+    with compress(model, 0.2), torch.no_grad():
+        expected = model(**inputs).logits
+        places = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        torch.testing.assert_close(
+            model(**inputs, position_ids=places).logits[:, -3:], expected[:, -3:], atol=2e-5, rtol=0
+        )
+        one = {k: v[:1] for k, v in inputs.items()}
+        assert model(**one, position_ids=torch.arange(one["input_ids"].shape[1])[None]).logits.shape[0] == 1
 
 
 def test_a_cache_made_uncompressed_passes_through(tiny):
@@ -332,6 +409,11 @@ def test_padding_without_a_mask_is_inferred_as_generate_does(tiny, batch):
         )
     assert torch.equal(given, inferred)
     assert torch.equal(given, positional)
+    model, bare = copy.deepcopy(tiny.model), {k: v for k, v in batch.items() if k != "attention_mask"}
+    model.generation_config.pad_token_id = None
+    with compress(model, 0.2):
+        pad = tiny.processor.tokenizer.pad_token_id
+        assert torch.equal(model.generate(**bare, pad_token_id=pad, **GREEDY), given)
 
 
 # ------------------------------------------------------------------ direct calls
@@ -375,12 +457,29 @@ def _short_ids(model, inputs, compression, row):
     return [x for x, m in pairs if m and (x != model.config.image_token_id or next(kept))]
 
 
-def test_gradients_flow_through_the_language_model(tiny):
-    model, inputs = copy.deepcopy(tiny.model), tiny.inputs(["a <image> bcd"], [picture(84, 84)])
-    with compress(model, 0.3):
-        model(**inputs, labels=inputs["input_ids"]).loss.backward()
-    assert model.lm_head.weight.grad.abs().sum() > 0
-    assert model.model.language_model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+def test_gradients_flow_through_everything_that_is_kept(tiny):
+    """A compressed training step gives the gradients of the same embeddings cut by hand."""
+    inputs = tiny.inputs(["a <image> bcd"], [picture(168, 84)])
+    model, other = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
+    with compress(model, 0.3) as compression:
+        model(**inputs, labels=labels).loss.backward()
+    keep = reports_keep(compression)
+    ids = inputs["input_ids"][0]
+    keeps = torch.ones_like(ids, dtype=torch.bool).masked_scatter(ids == model.config.image_token_id, keep)
+    features = other.model.get_image_features(
+        inputs["pixel_values"], inputs["image_sizes"], return_dict=True
+    ).pooler_output[0]
+    embeds = other.get_input_embeddings()(inputs["input_ids"]).masked_scatter(
+        (ids == model.config.image_token_id)[None, :, None], features
+    )
+    other(inputs_embeds=embeds[:, keeps], labels=labels[:, keeps]).loss.backward()
+    names = ["lm_head.weight", "model.multi_modal_projector.linear_1.weight", "model.image_newline",
+             "model.vision_tower.embeddings.patch_embedding.weight"]  # fmt: skip
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    for name in names:
+        assert theirs[name].grad.abs().sum() > 0
+        torch.testing.assert_close(ours[name].grad, theirs[name].grad, atol=1e-5, rtol=1e-4)
 
 
 def test_embeddings_instead_of_ids_pass_through(tiny):
@@ -448,6 +547,50 @@ def test_deepcopy_inside_the_block(tiny):
         assert torch.equal(generate(clone, inputs), ours)
     assert "generate" not in clone.__dict__
     assert not clone._forward_pre_hooks
+
+
+def test_a_deep_copy_of_an_applied_model_is_applied_too(tiny):
+    inputs = tiny.inputs(["<image>"], [picture(168, 168)])
+    model = copy.deepcopy(tiny.model)
+    plain = generate(model, inputs)
+    apply(model, 0.1)
+    ours, clone = generate(model, inputs), copy.deepcopy(model)
+    remove(model)
+    assert torch.equal(generate(model, inputs), plain)
+    assert torch.equal(generate(clone, inputs), ours)
+    assert current(clone).settings.retention_ratio == 0.1
+    remove(clone)
+    assert torch.equal(generate(clone, inputs), plain)
+    assert not clone._forward_pre_hooks
+
+
+def test_threads_enter_and_leave_blocks(tiny):
+    model, failed = tiny.model, []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work():
+        try:
+            for _ in range(300):
+                with compress(model, 0.2):
+                    pass
+        except Exception as error:
+            failed.append(error)
+
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
+
+
+def test_a_tap_that_cannot_be_put_on_leaves_nothing_behind(tiny):
+    compression = compress(tiny.model, 0.1)
+    compression.attention = torch.nn.Linear(2, 2)
+    with pytest.raises(UnsupportedModelError, match="attention interface, got Linear"), compression:
+        pass
 
 
 def test_threads_share_a_model(tiny, batch):
@@ -522,8 +665,13 @@ def test_bfloat16_and_eager(tiny, batch):
     half = copy.deepcopy(tiny.model).to(torch.bfloat16)
     inputs = {**batch, "pixel_values": batch["pixel_values"].to(torch.bfloat16)}
     with compress(half, 0.2) as compression:
-        generate(half, inputs)
-        assert reports_keep(compression).sum() == keep.sum()
+        logits = generate(half, inputs, output_logits=True, return_dict_in_generate=True).logits[0]
+        half_keep = reports_keep(compression)
+    assert half_keep.sum() == keep.sum()
+    embeds, mask, _ = cut_embeddings(half, inputs, half_keep)
+    with torch.no_grad():
+        expected = half(inputs_embeds=embeds.to(torch.bfloat16), attention_mask=mask).logits[:, -1]
+    torch.testing.assert_close(logits, expected.float(), atol=0.06, rtol=0.05)
 
 
 def test_save_inside_a_block_saves_a_plain_model(tiny, tmp_path):
@@ -552,6 +700,9 @@ def test_prompts_and_images_that_do_not_fit(tiny, batch):
         ({**batch, "image_sizes": batch["image_sizes"].flip(0)}, "image placeholders"),
         ({k: v for k, v in image.items() if k != "image_sizes"}, "image_sizes must be given"),
         ({**image, "attention_mask": image["attention_mask"][:, 1:]}, "attention_mask must have the shape"),
+        ({**image, "image_sizes": (84, 84)}, "image_sizes must be"),
+        ({**image, "pixel_values": image["pixel_values"][:, :1]}, r"must hold \[2\] views"),
+        ({**image, "vision_feature_select_strategy": "full"}, "in a compressed call, got 'full'"),
     ]
     for inputs, message in cases:
         with compress(model, 0.1) as compression:
@@ -560,6 +711,39 @@ def test_prompts_and_images_that_do_not_fit(tiny, batch):
             with pytest.raises(InputError, match=message):
                 model(**inputs)
             assert len(compression.report) == 0
+
+
+def test_what_only_a_direct_call_takes(tiny):
+    model, image = tiny.model, tiny.inputs(["a <image> b"], [picture(84, 84)])
+    with compress(model, 0.3) as compression, torch.no_grad():
+        with pytest.raises(InputError, match="logits_to_keep must be a number"):
+            model(**image, logits_to_keep=torch.tensor([0]))
+        assert model(**image, logits_to_keep=2).logits.shape[1] == 2
+        masked = image["attention_mask"].clone()
+        places = (image["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
+        masked[0, places[::2]] = 0  # the caller hides every other image token
+        model(**{**image, "attention_mask": masked})
+        assert not compression.report[0].kept[::2].any()
+        assert compression.report[0].kept.any()
+
+
+def test_max_length_within_the_prompt(tiny):
+    inputs = tiny.inputs(["<image>"], [picture(84, 84)])
+    with compress(tiny.model, 0.1), pytest.raises(InputError, match=r"more than the prompt's \d+ tokens, got 10"):
+        tiny.model.generate(**inputs, max_length=10)
+
+
+def test_the_report_is_that_of_the_last_call(tiny):
+    inputs, text = tiny.inputs(["<image>"], [picture(84, 84)]), tiny.inputs(["text"], None)
+    with compress(tiny.model, 0.1) as compression, torch.no_grad():
+        generate(tiny.model, inputs)
+        assert len(compression.report) == 1
+        generate(tiny.model, text)
+        assert len(compression.report) == 0
+        tiny.model(**inputs)
+        assert len(compression.report) == 1
+        tiny.model(**text)
+        assert len(compression.report) == 0
 
 
 def test_nan_scores_are_reported(tiny):
@@ -590,14 +774,13 @@ def test_bad_arguments_before_anything_is_patched(tiny, arguments, message):
 
 
 def test_unsupported_models(tiny):
-    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     with pytest.raises(UnsupportedModelError, match=r"\(llava_next\), got model_type 'llama'"):
         compress(LlamaForCausalLM(LlamaConfig(vocab_size=10, **small)), 0.1)
     with pytest.raises(UnsupportedModelError, match="got Linear"):
         compress(torch.nn.Linear(2, 2), 0.1)
-    assert CLIPVisionModel(CLIPVisionConfig(**small, image_size=14, patch_size=14)) is not None
     full = copy.deepcopy(tiny.model)
     full.config.vision_feature_select_strategy = "full"
     with pytest.raises(UnsupportedModelError, match="'full' keeps"):

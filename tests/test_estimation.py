@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from tiny import picture
 from torch.utils.flop_counter import FlopCounterMode
 
 from globalcom2 import InputError, compress
 from globalcom2.estimation import estimate_costs, named_configs, paper_megabytes, parse_size, weight_bytes
+from tiny import picture
 
 RATIOS = [1.0, 0.75, 0.5, 0.25, 0.1]
 # GlobalCom2, efficiency tables of March 2025: TFLOPs and KV cache in MB at the five ratios.
@@ -23,8 +23,12 @@ def test_the_papers_tables(name):
     tflops, cache = PAPER[name]
     assert [row["prefill_flops"] / 1e12 for row in rows] == pytest.approx(tflops, abs=0.06)
     assert [row["kv_cache_mb_as_printed"] for row in rows] == cache
-    assert rows[0]["left_out_flops"] / 1e12 == pytest.approx({"llava-next-7b": 2.030, "llava-next-13b": 2.091}[name], abs=0.001)
-    assert rows[-1]["share_of_whole"] == pytest.approx({"llava-next-7b": 0.133, "llava-next-13b": 0.115}[name], abs=0.0006)
+    assert rows[0]["left_out_flops"] / 1e12 == pytest.approx(
+        {"llava-next-7b": 2.030, "llava-next-13b": 2.091}[name], abs=0.001
+    )
+    assert rows[-1]["share_of_whole"] == pytest.approx(
+        {"llava-next-7b": 0.133, "llava-next-13b": 0.115}[name], abs=0.0006
+    )
 
 
 @pytest.mark.parametrize("size", [(168, 168), (400, 100), (64, 90)])
@@ -72,13 +76,25 @@ def test_command(capsys):
     assert code == 0, err
     result = json.loads(out)
     assert {"model", "image", "convention", "rows"} <= set(result)
-    keys = {"retention_ratio", "visual_tokens", "tower_flops", "projector_flops", "prefill_flops", "total_flops", "kv_cache_bytes"}
+    keys = {
+        "retention_ratio",
+        "visual_tokens",
+        "tower_flops",
+        "projector_flops",
+        "prefill_flops",
+        "total_flops",
+        "kv_cache_bytes",
+    }
     assert all(keys <= set(row) for row in result["rows"])
     assert [row["visual_tokens"] for row in result["rows"]] == [2928, 293]
     code, out, _ = call(capsys, "estimate", "--convention", "paper", "--model", "mini", "--image", "336x336")
     assert code == 0
     assert "ours" in out
-    for arguments, message in ((["--image", "big"], "WIDTHxHEIGHT"), (["--retention", "25"], "0.25"), (["--model", "nope"], "got 'nope'")):
+    for arguments, message in (
+        (["--image", "big"], "WIDTHxHEIGHT"),
+        (["--retention", "25"], "0.25"),
+        (["--model", "nope"], "got 'nope'"),
+    ):
         code, out, err = call(capsys, "estimate", *arguments)
         assert (code, out) == (2, "")
         assert message in err

@@ -19,10 +19,11 @@ LAYERS = [
     {"allocation"},
     {"selection"},
     {"adapters"},
-    {"report", "prompt", "costs", "images"},
+    {"report", "prompt", "memory", "costs", "images"},
     {"patching", "picture"},
     {"compression", "mini"},
     {"loading", "comparison", "estimation"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]

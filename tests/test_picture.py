@@ -36,6 +36,10 @@ def test_opens_what_can_be_used(tmp_path):
     assert open_image(tmp_path / "a.png").size == (40, 30)
     Image.new("RGBA", (20, 20)).save(tmp_path / "b.png")
     assert open_image(str(tmp_path / "b.png")).mode == "RGB"
+    turned = Image.Exif()
+    turned[0x0112] = 6  # lying on its side
+    picture(40, 30).save(tmp_path / "c.jpg", exif=turned)
+    assert open_image(tmp_path / "c.jpg").size == (30, 40)
 
 
 def test_files_that_cannot_be_used(tmp_path, monkeypatch):

@@ -168,6 +168,29 @@ def test_regions_follow_the_valid_area():
     assert ratios[0] > 1.5 * ratios[2]
 
 
+@pytest.mark.parametrize("constant", [-5.0, 0.0, 3.0])
+def test_a_constant_added_to_the_thumbnail_changes_nothing(constant):
+    """Crops of unequal valid area must not win or lose by the sign of the scores."""
+    valid = torch.ones(3, 8, 8, dtype=torch.bool)
+    valid[0, :4], valid[2, 4:] = False, False
+    thumbnail = torch.zeros(8, 8, dtype=torch.float64)
+    thumbnail[3:5] = 0.5
+    local = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+
+    def counts(thumbnail):
+        views = Views(local, valid.flatten(1), (3, 1), thumbnail_scores=thumbnail.flatten())
+        return select(views, 0.25, temperature=2.0, alpha=0.0).crops.sum(1)
+
+    assert torch.equal(counts(thumbnail), counts(thumbnail + constant))
+    flat = counts(torch.full((8, 8), constant)) / valid.flatten(1).sum(1)
+    assert float(flat.max() - flat.min()) <= 1 / 32 + 1e-6
+
+
+def test_huge_scores_keep_their_order():
+    views = Views(torch.arange(256.0).view(4, 64) * 1e30, grid=(2, 2), thumbnail_scores=torch.zeros(64))
+    assert select(views, 0.25).crops[:, -10:].all()
+
+
 def test_the_thumbnail_has_a_say_in_which_tokens_stay():
     thumbnail = torch.zeros(8, 8)
     thumbnail[1, 1] = 10.0
@@ -247,19 +270,26 @@ def test_budget_is_plain_integers():
     assert keep_counts(1.0, 576, 2304, 48) == (2928, 576, 2352)
     assert keep_counts(0.0001, 64, 64) == (1, 1, 0)
     assert keep_counts(0.5, 64, 0) == (32, 32, 0)
+    assert keep_counts(0.5, 0, 0) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Views(torch.zeros(4, 64), grid=(3, 2)), r"rows \* cols == 4"),
-        (lambda: Views(torch.zeros(4, 60)), "not square, got 60"),
+        (lambda: Views(torch.zeros(4, 60)), "A view that is not square"),
         (lambda: Views(torch.zeros(4, 64, dtype=torch.long)), "got int64"),
         (lambda: Views(torch.zeros(4, 64), torch.ones(4, 63, dtype=torch.bool)), r"got bool \(4, 63\)"),
         (lambda: Views(torch.zeros(4, 64), thumbnail_scores=torch.zeros(63)), "thumbnail_scores"),
         (lambda: Views(torch.zeros(0, 64)), "no view to keep"),
-        (lambda: Views(torch.zeros(4, 64), features=torch.zeros(4, 64, 8)), "thumbnail first"),
+        (lambda: Views(torch.zeros(4, 64), features=torch.zeros(4, 64, 8)), "Thumbnail first"),
         (lambda: Views(torch.zeros(4, 64), score_type="logit"), "score_type"),
+        (lambda: Views(torch.zeros(4, 64), grid=4), "grid must be"),
+        (lambda: Views(torch.zeros(4, 64), grid=(-2, -2)), "grid must be"),
+        (lambda: Views(torch.zeros(4, 64), grid=(1.6, 2.5)), "grid must be"),
+        (lambda: Views(torch.zeros(4, 64), valid=[[True]]), "valid must be a bool tensor"),
+        (lambda: Views(torch.zeros(4, 64), lines=torch.zeros(4, 64)), "lines must be an int tensor"),
+        (lambda: Views(torch.zeros(4, 64), lines=torch.full((4, 64), 2)), "without gaps"),
     ],
 )
 def test_shapes_that_do_not_fit(make, message):
@@ -275,8 +305,13 @@ def test_bad_arguments_of_select():
         select(views, 0.1, temprature=3)
     with pytest.raises(InputError, match="alpha"):
         select(views, 0.1, alpha=2.0)
-    with pytest.raises(InputError, match="temperature must be positive"):
-        select(views, 0.1, temperature=0.0)
+    for temperature in (0.0, float("inf"), float("nan"), "a"):
+        with pytest.raises(InputError, match="temperature must be a positive"):
+            select(views, 0.1, temperature=temperature)
+    with pytest.raises(InputError, match=r"views must be a globalcom2\.Views"):
+        select(torch.randn(4, 64), 0.1)
+    with pytest.raises(InputError, match="seed must be an integer"):
+        select(views, 0.1, "random", seed=1.5)
     with pytest.raises(InputError, match="crop_mass"):
         select(views, 0.1, crop_mass="median")
     with pytest.raises(InputError, match="newlines"):

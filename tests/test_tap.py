@@ -20,10 +20,10 @@ def test_row_equals_output_attentions(kernel, layer):
         plain = tower(pixels, output_attentions=True)
     tower.set_attn_implementation(kernel)
     module = LlavaNextAdapter().attention(model.model, layer)
-    undo = tap.install(module)
+    tap.install(module)
     with torch.no_grad(), tap.record(module, softmax=True, cls_index=0) as recording:
         tapped = tower(pixels)
-    undo()
+    tap.uninstall(module)
     expected = plain.attentions[layer][:, :, 0].mean(1)
     torch.testing.assert_close(recording.rows[0], expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(tapped.last_hidden_state, plain.last_hidden_state, atol=1e-5, rtol=0)
@@ -40,14 +40,14 @@ def test_logits_are_what_the_softmax_sees(kernel):
     hook = module.register_forward_pre_hook(
         lambda _, args, kwargs: inputs.append(kwargs.get("hidden_states", args[0] if args else None)), with_kwargs=True
     )
-    undo = tap.install(module)
+    tap.install(module)
     with torch.no_grad(), tap.record(module, softmax=False, cls_index=0) as recording:
         tower(pixels)
         heads = module.num_heads
         query = module.q_proj(inputs[0])[:, :1].unflatten(-1, (heads, -1)).transpose(1, 2)
         key = module.k_proj(inputs[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
         by_hand = (query @ key.transpose(-1, -2) * module.head_dim**-0.5)[:, :, 0].mean(1)
-    undo(), hook.remove()
+    tap.uninstall(module), hook.remove()
     torch.testing.assert_close(recording.rows[0], by_hand, atol=1e-6, rtol=0)
 
 
@@ -58,10 +58,12 @@ def test_an_installed_tap_changes_nothing_and_goes_without_a_trace():
     config = module.config
     with torch.no_grad():
         before = model(**inputs).logits
-        undo = tap.install(module)
-        assert tap.install(module)() is None  # a second tap is the first one
+        tap.install(module)
+        tapped = module.config
+        tap.install(module)
+        assert module.config is tapped  # a second tap is the first one
         assert torch.equal(model(**inputs).logits, before)
-    undo()
+    tap.uninstall(module)
     assert module.config is config
 
 

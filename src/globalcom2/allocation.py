@@ -114,6 +114,13 @@ def exact_with_newlines(
     return _thumbnail(ranking, budget), keep, newlines
 
 
+def occupied_lines(crops: Tensor, lines: Tensor, line_count: int) -> Tensor:
+    """Lines that keep a token, bool (batch, line_count)."""
+    batch = crops.shape[0]
+    counts = torch.zeros(batch, line_count, dtype=torch.int64, device=crops.device)
+    return counts.scatter_add_(1, lines.clamp(min=0).flatten().expand(batch, -1), crops.flatten(1).long()) > 0
+
+
 def _thumbnail(ranking: Ranking, budget: Budget) -> Tensor | None:
     return None if ranking.thumbnail is None else keep_best(ranking.thumbnail, budget.thumbnail)
 

@@ -46,9 +46,12 @@ def keep_counts(retention_ratio: float, thumbnail: int, crops: int, newlines: in
         newlines: Newlines that the crops' packing adds and that count.
 
     Returns:
-        The exact numbers: `total` is `retention_ratio` of everything, rounded half up, at least one.
+        The exact numbers: `total` is floor(retention_ratio * everything + 0.5) in double precision, at least one (zero
+        only where there is nothing).
     """
     ratio = check_ratio(retention_ratio)
+    if thumbnail == crops == 0:
+        return Budget(0, 0, 0)
     total = max(1, _round_half_up(ratio * (thumbnail + crops + newlines)))
     kept = 0 if thumbnail == 0 else min(total, max(1, _round_half_up(ratio * thumbnail)))
     if crops == 0:

@@ -77,10 +77,12 @@ def ask(
     if model != "mini":
         notes.print(f"Loading {model}")
     network, processor = load_model(model, dtype, device, attn)
-    asked = Asked(question or DEMO_QUESTION, retention, method, picture, max_new_tokens)
+    asked = Asked(DEMO_QUESTION if question is None else question, retention, method, picture, max_new_tokens)
     with notes.status("Answering with all tokens and with a part of them"):
         result = compare_answers(network, processor, loaded, asked)
     result = {"model": model, "image": str(image) if image is not None else "demo.png", **result}
+    if picture is not None and result["picture"] is None:
+        notes.print("No picture drawn: nothing was dropped.")
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -221,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         notes.print("Stopped.")
         code = 130
     except Exception as error:
-        if debug:
+        if debug and not hasattr(error, "show"):
             raise
         code = _explain(error)
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from globalcom2.compression import compress
 from globalcom2.costs import prefill_flops, tower_flops
+from globalcom2.errors import InputError
 from globalcom2.picture import draw_picture
 
 
@@ -45,13 +46,18 @@ def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked
 
     Returns:
         The object that `globalcom2 ask --json` prints, without the model's name. Seconds are of the whole `generate`
-        call, vision tower included, after a warm-up of one token.
+        call, vision tower included, each after a warm-up of one token.
     """
+    tag = getattr(processor, "image_token", "<image>")
+    if not asked.question.strip() or tag in asked.question:
+        raise InputError(
+            f"question must be text without {tag!r}, got {asked.question!r}. The image is put in by itself."
+        )
     inputs = processor(text=chat_prompt(processor, asked.question), images=image, return_tensors="pt").to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     compression = compress(model, asked.retention_ratio, asked.method)
+    model.generate(**inputs, max_new_tokens=1, do_sample=False)
     with compression:
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
     full = _answer(model, processor, inputs, asked.max_new_tokens)
     with compression:

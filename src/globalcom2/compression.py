@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from globalcom2.adapters import Adapter, Layout, tap
 from globalcom2.budget import check_ratio
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.families import load_adapter
+from globalcom2.memory import Memory
 from globalcom2.methods import check_options, get_method
 from globalcom2.prompt import ALIGNED, ShortPrompt, original_positions, shorten
 from globalcom2.report import Clock, ImageReport, Report
@@ -63,7 +64,9 @@ def compress(
         InputError, UnsupportedModelError: Before anything is patched.
 
     Calls with `inputs_embeds`, without images, or continuing a cache that was made uncompressed pass through
-    unchanged. Settings belong to the model, not to a thread: in nested blocks the inner one wins, for all threads.
+    unchanged. A cache that was filled in a block must be continued in one. Settings belong to the model, not to a
+    thread: in nested blocks the inner one wins, for all threads. A deep copy keeps what was applied and follows the
+    blocks that it was made in until they end.
     """
     settings = Settings(
         check_ratio(retention_ratio),
@@ -139,9 +142,10 @@ class Compression:
     ) -> None:
         patching.pop(self.target, self)
 
-    @torch.no_grad()
     def shorten_call(self, model: Any, call: dict[str, Any]) -> Short | None:
         """Replace a call's images by features of the kept tokens, and its prompt by a shorter one.
+
+        Gradients flow through the features where the caller has them on.
 
         Args:
             model: The model that is being called: `target`, or a deep copy of it.
@@ -151,6 +155,7 @@ class Compression:
             The new keyword arguments with what is needed to undo the shortening, or None for a call that passes
             through: no images, embeddings instead of ids, or a ratio of 1.
         """
+        self.report = Report(self.settings.retention_ratio, self.settings.method)
         ids = call.get("input_ids")
         if ids is None or call.get("pixel_values") is None or self.settings.retention_ratio == 1.0:
             return None
@@ -164,6 +169,10 @@ class Compression:
             raise InputError(
                 f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}."
             )
+        if isinstance(call.get("logits_to_keep"), Tensor):
+            raise InputError(
+                "logits_to_keep must be a number of last tokens, got a tensor: places move when tokens drop."
+            )
 
         clock = Clock(base.device)
         attention = self.adapter.attention(base, self.settings.layer)
@@ -174,43 +183,73 @@ class Compression:
         ):
             output = self.adapter.encode(base, encode)
         with clock.phase("selection"):
-            scores = self._scores(base, output, torch.cat(recording.rows), layouts)
-            images = self._select(base, output, scores, layouts, rows)
-            packed = self.adapter.packed(output)
-            orders = [self._order(image) for image in images]
-            features = torch.cat([f[order.to(f.device)] for f, order in zip(packed, orders, strict=True)])
-            keep = torch.cat([image.kept for image in images])
-            short = shorten(ids, mask, placeholder, keep, _pad_token_id(model))
+            with torch.no_grad():
+                scores = self._scores(base, output, torch.cat(recording.rows))
+                shown = None if mask is None else mask[placeholder].bool().split([len(x.slots) for x in layouts])
+                images = self._select(base, output, scores, layouts, rows, shown)
+                keep = torch.cat([image.kept for image in images])
+                prompt = shorten(ids, mask, placeholder, keep, _pad_token_id(model))
+            features = self._gather(self.adapter.packed(output), images, keep)
         self.report = Report(self.settings.retention_ratio, self.settings.method, images, clock)
 
         new = {name: value for name, value in call.items() if name not in encode}
-        if self.settings.positions == "original" and new.get("position_ids") is None:
-            new["position_ids"] = original_positions(mask, ids)
+        memory, positions = self._memory(new.get("position_ids"), ids, mask, prompt)
         for name, fill in ALIGNED.items():
             if new.get(name) is not None:
-                new[name] = short.gather(new[name], fill)
-        new["input_ids"], new["attention_mask"] = short.input_ids, short.attention_mask
-        new["mm_encoder_outputs"] = {"image": self.adapter.with_packed(output, features)}
-        return Short(new, short, self.report, clock)
+                new[name] = prompt.gather(new[name], fill)
+        new["input_ids"], new["attention_mask"] = prompt.input_ids, prompt.attention_mask
+        if positions is not None:
+            # Without a mask and a cache, transformers takes gaps in positions for packed sequences.
+            new["position_ids"], new["attention_mask"] = positions, memory.attention_mask
+        image = self.adapter.with_packed(output, features)
+        image.globalcom2_memory = memory
+        new["mm_encoder_outputs"] = {"image": image}
+        return Short(new, prompt, memory, clock)
 
-    def _scores(self, base: Any, output: Any, rows: Tensor, layouts: list[Layout]) -> Tensor:
+    def _memory(
+        self, given: Tensor | None, ids: Tensor, mask: Tensor | None, prompt: ShortPrompt
+    ) -> tuple[Memory, Tensor | None]:
+        """What a cache should remember, and the positions to pass on: None lets the model number the short prompt."""
+        present = torch.ones_like(ids) if mask is None else mask.to(ids.device)
+        full = original_positions(present) if given is None else given.expand_as(ids)
+        kept = prompt.gather(full, 0)
+        original = self.settings.positions == "original"
+        # Tokens lost before each kept one, by which closed numbers are lower.
+        lost = prompt.gather(original_positions(present), 0) - original_positions(prompt.real.long())
+        positions = kept if original else (kept - lost).clamp(min=0)
+        dropped = present.sum(1) - prompt.real.sum(1)
+        memory = Memory(ids.shape[1], prompt.input_ids, prompt.real.to(present.dtype), positions, dropped, original)
+        return memory, positions if original or given is not None else None
+
+    def _gather(self, packed: list[Tensor], images: list[ImageReport], keep: Tensor) -> Tensor:
+        """Kept features (kept, dim) in the order in which the language model reads them."""
+        stacked = packed[0] if len(packed) == 1 else torch.cat(packed)
+        if self.settings.thumbnail_order == "raster":
+            return stacked[keep.to(stacked.device)]
+        starts = torch.tensor([0] + [len(features) for features in packed]).cumsum(0)
+        orders = [_best_first(image) + int(start) for image, start in zip(images, starts, strict=False)]
+        return stacked[torch.cat(orders).to(stacked.device)]
+
+    def _scores(self, base: Any, output: Any, rows: Tensor) -> Tensor:
         """Token scores (views, tokens)."""
-        if self.settings.score == "similarity":
-            features = self.adapter.tower_features(base, output).float()
-            scores = -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)
-        else:
-            scores = self.adapter.scores(rows)
-        if len(scores) != sum(layout.views for layout in layouts):
-            raise InputError(
-                f"pixel_values must hold {sum(layout.views for layout in layouts)} views for these image_sizes, got "
-                f"{len(scores)}. Pass both as the processor returned them."
-            )
-        return scores
+        if self.settings.score != "similarity":
+            return self.adapter.scores(rows)
+        features = self.adapter.tower_features(base, output).float()
+        return -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)
 
     def _select(
-        self, base: Any, output: Any, scores: Tensor, layouts: list[Layout], rows: list[int]
+        self,
+        base: Any,
+        output: Any,
+        scores: Tensor,
+        layouts: list[Layout],
+        rows: list[int],
+        shown: tuple[Tensor, ...] | None,
     ) -> list[ImageReport]:
-        """Select for all images of one layout in one go; entries in prompt order."""
+        """Select for all images of one layout in one go; entries in prompt order.
+
+        `shown` tells per image which of its places the caller's mask shows; a masked one is dropped.
+        """
         settings = self.settings
         views = scores.split([layout.views for layout in layouts])
         features = None
@@ -240,24 +279,9 @@ class Compression:
             kept = flat[:, slots.clamp(min=0)] & (slots >= 0)
             for n, i in enumerate(members):
                 own = Keep(keep.thumbnail[n], keep.crops[n], None if keep.newlines is None else keep.newlines[n])
-                images[i] = ImageReport(rows[i], layout, own, stacked[n, 0], kept[n])
+                seen = kept[n] if shown is None else kept[n] & shown[i].to(kept.device)
+                images[i] = ImageReport(rows[i], layout, own, stacked[n, 0], seen)
         return [images[i] for i in range(len(layouts))]
-
-    def _order(self, image: ImageReport) -> Tensor:
-        """Places of the kept features in the order in which the language model reads them."""
-        if self.settings.thumbnail_order == "raster":
-            return image.kept.nonzero().flatten()
-        slots = image.layout.slots.to(image.kept.device)
-        tokens = image.layout.tokens
-        in_thumbnail = (slots >= 0) & (slots < tokens)
-        best_first = (-image.thumbnail_scores).argsort(stable=True).argsort()
-        place = torch.arange(len(slots), device=slots.device)
-        # Thumbnail places keep their stretch of the run but are filled by rank.
-        rank = torch.where(in_thumbnail, best_first[slots.clamp(0, tokens - 1)], place)
-        first = torch.where(in_thumbnail, place, len(slots)).amin()
-        key = torch.where(in_thumbnail, first + rank, place)
-        order = key.argsort(stable=True)
-        return order[image.kept[order]]
 
 
 @dataclass
@@ -266,8 +290,20 @@ class Short:
 
     call: dict[str, Any]
     prompt: ShortPrompt
-    report: Report
-    clock: Clock = field(repr=False)
+    memory: Memory
+    clock: Clock
+
+
+def _best_first(image: ImageReport) -> Tensor:
+    """Kept places of one image, those of the thumbnail ordered by score as the published code does."""
+    slots, tokens = image.layout.slots.to(image.kept.device), image.layout.tokens
+    place = torch.arange(len(slots), device=slots.device)
+    in_thumbnail = (slots >= 0) & (slots < tokens)
+    thumbnail = place[in_thumbnail]
+    best = thumbnail[image.thumbnail_scores[slots[thumbnail]].argsort(descending=True, stable=True)]
+    # The thumbnail's stretch of the run stays where it is and is filled best first.
+    order = place.masked_scatter(in_thumbnail, best)
+    return order[image.kept[order]]
 
 
 def _rows_of_images(placeholder: Tensor, layouts: list[Layout]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from globalcom2.errors import DataError, InputError
 
@@ -23,12 +23,12 @@ def open_image(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"image must be a file, got {str(path)!r}, which does not exist. Check the path.")
+        raise InputError(f"image must be a file, got {str(path)!r}, which is a folder or does not exist.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                image = ImageOps.exif_transpose(file).convert("RGB")
     except UnidentifiedImageError:
         raise DataError(
             f"image must be a picture that Pillow can read, got {path.name!r}, which is none. Try PNG or JPEG."

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from globalcom2.errors import InputError
+from globalcom2.errors import InputError, unknown_name
 from globalcom2.families import get_family
 from globalcom2.mini import FOLDER, load_mini
 
@@ -42,6 +43,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if attn is not None and attn != "eager" and "/" not in attn and attn not in ALL_ATTENTION_FUNCTIONS:
+        raise unknown_name("attn", attn, ["eager", *ALL_ATTENTION_FUNCTIONS])
     target = _device(device)
     load_config(name)
     kwargs: dict[str, Any] = {"dtype": dtype}
@@ -66,6 +69,8 @@ def _device(device: str) -> torch.device:
         target = torch.device(device)
     except RuntimeError:
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}.") from None
+    if target.type == "meta":
+        raise InputError("device must hold data to answer, got 'meta'. Use cpu or cuda.")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device must be available, got {device!r} and no CUDA device is. Use cpu.")
     return target

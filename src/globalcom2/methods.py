@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -24,6 +24,8 @@ class Method:
     target: str
     summary: str
     source: str
+    published: dict[str, Any] = field(default_factory=dict)
+    """Options that reproduce the published code, used with `exact=False`."""
     needs_features: bool = False
     """True to receive `views.features`; gathering them costs a copy of the tower's output."""
 
@@ -41,6 +43,7 @@ _METHODS = {
             "globalcom2.selectors.globalcom2:globalcom2",
             "The thumbnail decides how many tokens each crop keeps and has a say in which",
             "https://arxiv.org/abs/2501.05179",
+            published={"regions": "blocks"},
         ),
         Method(
             "uniform",
@@ -82,7 +85,7 @@ def list_methods() -> list[str]:
 def get_method(name: str) -> Method:
     """The registered method of that name; an unknown name raises `InputError` with the nearest ones."""
     _load_entry_points()
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         raise unknown_name("method", name, _METHODS)
     return _METHODS[name]
 

@@ -1,6 +1,6 @@
 """Put a compression between a model and its callers, and take it away again without a trace.
 
-Only the instance is touched: an attribute `generate`, an attribute `_expand_multimodal_outputs`, a forward pre-hook and
+Only the instance is touched: an attribute `generate`, an attribute `_expand_multimodal_outputs`, two forward hooks and
 the taps. Everything inside `generate` then works on a prompt that is simply shorter.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import weakref
-from collections.abc import Callable
+import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +19,17 @@ from transformers import PreTrainedModel
 
 from globalcom2.adapters import tap
 from globalcom2.errors import InputError, UnsupportedModelError
+from globalcom2.memory import Memory, memory_of, remember
 
 if TYPE_CHECKING:
     from globalcom2.compression import Compression, Short
 
 STATE = "_globalcom2"
+
+# Blocks may be entered and left by several threads at once.
+_lock = threading.RLock()
+# Inside generate the prompt is short already: the forward hooks have nothing to do there.
+_generating: ContextVar[bool] = ContextVar("globalcom2_generating", default=False)
 
 
 def unwrap(model: Any) -> Any:
@@ -38,26 +44,34 @@ def unwrap(model: Any) -> Any:
             seen = seen.module
         else:
             raise UnsupportedModelError(
-                f"model must be a transformers model (or one inside PEFT, torch.compile or DDP), got {type(model).__name__}."
+                "model must be a transformers model (or one inside PEFT, torch.compile or DDP), got "
+                f"{type(model).__name__}."
             )
     return seen
 
 
 class State:
-    """What is active on one model. A deep copy of the model shares it: the copy compresses while the block lasts."""
+    """What is active on one model."""
 
-    def __init__(self, owner: Any) -> None:
-        self.owner = weakref.ref(owner)
+    def __init__(self) -> None:
         self.stack: list[Compression] = []
         self.permanent: Compression | None = None
-        self.undo: list[Callable[[], None]] = []
+        self.inherited: list[Compression] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
-        return self
+        """A copy of the model keeps what was applied, and follows the blocks that it was made in until they end."""
+        clone = State()
+        clone.permanent = self.permanent
+        clone.inherited = self.stack or self.inherited
+        memo[id(self)] = clone
+        return clone
 
     @property
     def active(self) -> Compression | None:
-        return self.stack[-1] if self.stack else self.permanent
+        for entered in (self.stack, self.inherited):
+            if entered:
+                return entered[-1]
+        return self.permanent
 
 
 def active(model: Any) -> Compression | None:
@@ -68,79 +82,60 @@ def active(model: Any) -> Compression | None:
 
 def push(model: Any, compression: Compression, *, permanent: bool = False) -> None:
     """Make `compression` the active one of its model, patching the model if it is the first."""
-    state = _own_state(model)
-    if state is None:
-        state = model.__dict__[STATE] = State(model)
-        _patch(model, state)
-    state.undo.append(tap.install(compression.attention))
-    if permanent:
-        state.permanent = compression
-    else:
-        state.stack.append(compression)
+    with _lock:
+        tap.install(compression.attention)
+        state = model.__dict__.get(STATE)
+        if state is None:
+            state = model.__dict__[STATE] = State()
+            model.__dict__["generate"] = Generate(model, state)
+            model.__dict__["_expand_multimodal_outputs"] = Expand(model.config.image_token_id)
+            model.register_forward_pre_hook(Shorten(state), with_kwargs=True)
+            model.register_forward_hook(Remember(), with_kwargs=True)
+        if permanent:
+            state.permanent = compression
+        else:
+            state.stack.append(compression)
 
 
 def pop(model: Any, compression: Compression) -> None:
     """Deactivate a compression; the last one to go leaves the model as it was."""
-    state = _own_state(model)
-    if state is None:
-        return
-    for i in reversed(range(len(state.stack))):
-        if state.stack[i] is compression:
-            del state.stack[i]
-            break
-    _unpatch_if_idle(model, state)
+    with _lock:
+        state = model.__dict__[STATE]
+        last = max(i for i, entered in enumerate(state.stack) if entered is compression)
+        del state.stack[last]
+        _unpatch_if_idle(model)
 
 
 def pop_permanent(model: Any) -> None:
     """Deactivate what `apply` activated, if anything."""
-    state = _own_state(model)
-    if state is not None:
-        state.permanent = None
-        _unpatch_if_idle(model, state)
+    with _lock:
+        state = model.__dict__.get(STATE)
+        if state is not None:
+            state.permanent = None
+            _unpatch_if_idle(model)
 
 
-def _own_state(model: Any) -> State | None:
-    """The model's state; what a deep copy carries over from its original is cleared away first."""
-    state: State | None = model.__dict__.get(STATE)
-    if state is None or state.owner() is model:
-        return state
+def _unpatch_if_idle(model: Any) -> None:
+    if model.__dict__[STATE].active is not None:
+        return
+    before = model.__dict__["generate"].before
     for name in (STATE, "generate", "_expand_multimodal_outputs"):
-        model.__dict__.pop(name, None)
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, ForwardHook):
-            del model._forward_pre_hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
+        del model.__dict__[name]
+    if before is not None:
+        model.__dict__["generate"] = before
+    for hooks, flags in (
+        (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs),
+        (model._forward_hooks, model._forward_hooks_with_kwargs),
+    ):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, (Shorten, Remember))]:
+            del hooks[key]
+            flags.pop(key, None)
     for module in model.modules():
-        tap.strip(module)
-    return None
+        tap.uninstall(module)
 
 
-def _unpatch_if_idle(model: Any, state: State) -> None:
-    if state.active is None:
-        for undo in reversed(state.undo):
-            undo()
-        del model.__dict__[STATE]
-
-
-def _patch(model: Any, state: State) -> None:
-    before = model.__dict__.get("generate")
-    model.generate = Generate(model, state)
-    hook = model.register_forward_pre_hook(ForwardHook(state), with_kwargs=True)
-    model._expand_multimodal_outputs = _Expand(model.config.image_token_id)
-
-    def undo() -> None:
-        hook.remove()
-        del model.__dict__["_expand_multimodal_outputs"]
-        if before is None:
-            del model.__dict__["generate"]
-        else:
-            model.generate = before
-
-    state.undo.append(undo)
-
-
-class ForwardHook:
-    """Shortens direct calls, `model(**inputs)`. Inside `generate` there are no pixels left, so it does nothing there."""
+class Shorten:
+    """Forward pre-hook: shortens direct calls, `model(**inputs)`, and their continuation token by token."""
 
     def __init__(self, state: State):
         self.state = state
@@ -148,11 +143,27 @@ class ForwardHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         compression = self.state.active
-        if compression is None:
+        if compression is None or _generating.get():
             return None
         names = list(inspect.signature(type(model).forward).parameters)[1:]
-        short = compression.shorten_call(model, {**dict(zip(names, args, strict=False)), **kwargs})
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        cache = call.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            memory = memory_of(cache, call.get("input_ids"))
+            return None if memory is None else ((), memory.continued_step(call, cache.get_seq_length()))
+        short = compression.shorten_call(model, call)
         return None if short is None else ((), short.call)
+
+
+class Remember:
+    """Forward hook: the cache that a shortened direct call filled remembers the short prompt."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        memory = getattr(image, "globalcom2_memory", None)
+        if memory is not None:
+            remember(getattr(output, "past_key_values", None), memory)
 
 
 class Generate:
@@ -161,92 +172,106 @@ class Generate:
     def __init__(self, model: Any, state: State):
         self.model = model
         self.state = state
-        self.original: Callable[..., Any] = model.generate
-        functools.update_wrapper(self, self.original)
+        self.before = model.__dict__.get("generate")
+        functools.update_wrapper(self, model.generate)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Generate:
         clone = copy.copy(self)
         clone.model = memo.get(id(self.model), self.model)
-        clone.original = type(clone.model).generate.__get__(clone.model)
+        clone.state = copy.deepcopy(self.state, memo)
+        clone.before = None
         return clone
 
+    def original(self, **call: Any) -> Any:
+        """The model's own generate."""
+        generate = self.before if self.before is not None else type(self.model).generate.__get__(self.model)
+        token = _generating.set(True)
+        try:
+            return generate(**call)
+        finally:
+            _generating.reset(token)
+
+    @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        names = list(inspect.signature(type(self.model).generate).parameters)[1:]
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
         compression = self.state.active
         if compression is None:
-            return self.original(*args, **kwargs)
-        names = inspect.signature(type(self.model).generate).parameters
-        call = {**dict(zip(list(names)[1:], args, strict=False)), **kwargs}
-        if (
-            call.get("inputs") is not None
-            and "input_ids" not in call
-            and call["inputs"].dtype in (torch.int64, torch.int32)
-        ):
+            return self.original(**call)
+        if call.get("inputs") is not None and "input_ids" not in call and not call["inputs"].is_floating_point():
             call["input_ids"] = call.pop("inputs")
-        cache = call.get("past_key_values")
+        ids, cache = call.get("input_ids"), call.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            return self._continue(call)
-        if call.get("attention_mask") is None and call.get("input_ids") is not None:
-            call["attention_mask"] = _inferred_mask(self.model, call)
+            memory = memory_of(cache, ids)
+            return self.original(**call) if memory is None else self._continue(call, memory)
+        given = call
+        if ids is not None and call.get("attention_mask") is None:
+            call = {**call, "attention_mask": _inferred_mask(self.model, call)}
         short = compression.shorten_call(self.model, call)
         if short is None:
-            return self.original(*args, **kwargs)
-        return self._run(call["input_ids"], short)
+            return self.original(**given)
+        return self._run(call, short)
 
-    def _run(self, ids: Tensor, short: Short) -> Any:
-        prompt = short.prompt
-        with short.clock.phase("generation"):
-            out = self.original(**_adapted(self.model, short.call, ids, prompt.input_ids))
-        mask = prompt.attention_mask
-        return _restored(out, ids, prompt.input_ids, torch.ones_like(prompt.input_ids) if mask is None else mask)
-
-    def _continue(self, call: dict[str, Any]) -> Any:
-        """Go on from a cache: one that we made remembers its short prompt, any other passes through."""
-        ids, memory = call.get("input_ids"), getattr(call["past_key_values"], STATE, None)
-        if memory is None or ids is None:
-            return self.original(**call)
-        if call.get("pixel_values") is not None:
+    def _run(self, call: dict[str, Any], short: Short) -> Any:
+        if short.memory.original_positions and _setting(self.model, call, "use_cache") is False:
             raise InputError(
-                "pixel_values must not be given when a compressed cache is continued, got new images. "
-                "Start from the whole conversation without past_key_values."
+                "use_cache must not be False with positions='original', got False: without a cache, transformers takes "
+                "gaps in positions for packed sequences. Use positions='closed'."
             )
-        length, short_ids, short_mask = memory
-        call = {**call, "input_ids": torch.cat([short_ids, ids[:, length:]], 1)}
-        if call.get("attention_mask") is not None:
-            call["attention_mask"] = torch.cat([short_mask, call["attention_mask"][:, length:]], 1)
-        out = self.original(**_adapted(self.model, call, ids, call["input_ids"]))
-        return _restored(out, ids, call["input_ids"], None)
+        with short.clock.phase("generation"):
+            out = self.original(**_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
+        remember(call.get("past_key_values"), short.memory)
+        return _restored(out, call["input_ids"], short.prompt.input_ids, short.memory)
+
+    def _continue(self, call: dict[str, Any], memory: Memory) -> Any:
+        """Go on from a cache that remembers its short prompt."""
+        ids = call["input_ids"]
+        call = memory.continued_prompt(call)
+        return _restored(
+            self.original(**_adapted(self.model, call, ids, call["input_ids"])), ids, call["input_ids"], memory
+        )
+
+
+def _setting(model: Any, call: dict[str, Any], name: str) -> Any:
+    """A generation setting, looked up in the order in which generate itself does."""
+    for value in (
+        call.get(name),
+        getattr(call.get("generation_config"), name, None),
+        getattr(model.generation_config, name, None),
+    ):
+        if value is not None:
+            return value
+    return None
 
 
 def _adapted(model: Any, call: dict[str, Any], ids: Tensor, short_ids: Tensor) -> dict[str, Any]:
     """`call` with everything that counts or shows prompt tokens corrected for the shorter prompt."""
     call = dict(call)
-    dropped = ids.shape[1] - short_ids.shape[1]
-    config = call.get("generation_config")
-    config = None if config is None else copy.deepcopy(config)
+    long, short = ids.shape[1], short_ids.shape[1]
+    lengths = {}
     for name, new_name in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        # The order in which generate itself looks a length up.
-        if call.get(name) is not None:
-            call[name] = max(0, call[name] - dropped)
-        elif call.get(new_name) is None and config is not None and getattr(config, name, None) is not None:
-            setattr(config, name, max(0, getattr(config, name) - dropped))
-        elif call.get(new_name) is None and (config is None or getattr(config, new_name, None) is None):
-            default = getattr(model.generation_config, name, None)
-            if default and getattr(model.generation_config, new_name, None) is None:
-                if config is None:
-                    call[name] = max(0, default - dropped)
-                else:
-                    setattr(config, name, max(0, default - dropped))
-    if config is not None:
-        call["generation_config"] = config
+        value = _setting(model, call, name)
+        if value and _setting(model, call, new_name) is None:
+            lengths[name] = max(0, value - (long - short))
+    if "max_length" in lengths and lengths["max_length"] <= short:
+        raise InputError(
+            f"max_length must be more than the prompt's {long} tokens, got {_setting(model, call, 'max_length')}. "
+            "Use max_new_tokens to count new tokens only."
+        )
+    if call.get("generation_config") is not None:
+        call["generation_config"] = copy.deepcopy(call["generation_config"])
+        for name in [name for name in lengths if call.get(name) is None]:
+            setattr(call["generation_config"], name, lengths.pop(name))
+    call |= lengths
     if call.get("streamer") is not None:
-        call["streamer"] = _Streamer(call["streamer"], ids)
+        call["streamer"] = Streamer(call["streamer"], ids)
     for name in ("logits_processor", "stopping_criteria"):
         if call.get(name) is not None:
-            call[name] = type(call[name])([_full_prompt(f, ids, short_ids.shape[1]) for f in call[name]])
+            call[name] = type(call[name])([_full_prompt(f, ids, short) for f in call[name]])
     if call.get("prefix_allowed_tokens_fn") is not None:
         allowed = call["prefix_allowed_tokens_fn"]
         call["prefix_allowed_tokens_fn"] = lambda row, sequence: allowed(
-            row, torch.cat([ids[row].to(sequence.device), sequence[short_ids.shape[1] :]])
+            row, torch.cat([ids[row].to(sequence.device), sequence[short:]])
         )
     return call
 
@@ -266,29 +291,26 @@ def _with_prompt(ids: Tensor, sequences: Tensor, short: int) -> Tensor:
     return torch.cat([prompt, sequences[:, short:]], 1)
 
 
-def _restored(out: Any, ids: Tensor, short_ids: Tensor, short_mask: Tensor | None) -> Any:
-    """The result of a short call, with the caller's own prompt in front; its cache remembers the short one."""
+def _restored(out: Any, ids: Tensor, short_ids: Tensor, memory: Memory) -> Any:
+    """The result of a short call with the caller's own prompt in front; its cache remembers the short one."""
     if isinstance(out, Tensor):
         return _with_prompt(ids, out, short_ids.shape[1])
     out.sequences = _with_prompt(ids, out.sequences, short_ids.shape[1])
-    cache = getattr(out, "past_key_values", None)
-    beams = cache is not None and cache.layers[0].keys.shape[0] != ids.shape[0]
-    if cache is not None and short_mask is not None and not beams:
-        setattr(cache, STATE, (ids.shape[1], short_ids, short_mask))
+    remember(getattr(out, "past_key_values", None), memory)
     return out
 
 
 def _inferred_mask(model: Any, call: dict[str, Any]) -> Tensor | None:
     """The mask that generate infers from pad tokens when the caller gives none."""
     ids = call["input_ids"]
-    pad, eos = model.generation_config.pad_token_id, model.generation_config.eos_token_id
+    pad, eos = _setting(model, call, "pad_token_id"), _setting(model, call, "eos_token_id")
     if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
         return None
     padded = ids == pad
     return (~padded).long() if bool(padded.any()) else None
 
 
-class _Streamer:
+class Streamer:
     """Shows a streamer the caller's own prompt first, then passes everything through."""
 
     def __init__(self, inner: Any, ids: Tensor):
@@ -303,7 +325,7 @@ class _Streamer:
         self.inner.end()
 
 
-class _Expand:
+class Expand:
     """Repeats features for beams and several returns by the placeholders of each prompt.
 
     The stock method splits by the length of each item; one item for the whole batch makes it repeat the batch in the

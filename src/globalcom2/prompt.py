@@ -10,7 +10,6 @@ from torch import Tensor
 # Keyword arguments with one value per prompt token, and what stands on padding.
 ALIGNED = {
     "labels": -100,
-    "position_ids": 0,
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
 }
@@ -74,8 +73,6 @@ def shorten(
     return ShortPrompt(ids, mask, index, real)
 
 
-def original_positions(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
-    """Positions (batch, long) that an uncompressed call gives to the caller's prompt."""
-    if attention_mask is None:
-        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+def original_positions(attention_mask: Tensor) -> Tensor:
+    """Positions (batch, long) that an uncompressed call gives to a prompt."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -66,13 +66,17 @@ def select(
         InputError: A ratio, method or option out of range.
         DataError: Scores that are not finite.
     """
+    if not isinstance(views, Views):
+        raise InputError(
+            f"views must be a globalcom2.Views, got {type(views).__name__}. Wrap the scores: Views(scores, ...)."
+        )
     ratio = check_ratio(retention_ratio)
     newlines = newlines if newlines is not None else ("counted" if exact else "all")
     if newlines not in NEWLINES:
         raise InputError(f"newlines must be one of {', '.join(NEWLINES)}, got {newlines!r}.")
     chosen = get_method(method)
-    if method == "globalcom2" and not exact:
-        options = {"regions": "blocks", **options}
+    if not exact:
+        options = {**chosen.published, **options}
     check_options(chosen, options)
     batched = views.scores.ndim == 3
     views = views if batched else _with_batch_axis(views)
@@ -95,9 +99,7 @@ def select(
     if lines is not None and kept_newlines is None:
         kept_newlines = torch.ones(batch, views.line_count, dtype=torch.bool, device=valid.device)
         if newlines == "counted" and views.line_count:
-            tokens_on_line = torch.zeros(batch, views.line_count, dtype=torch.int64, device=valid.device)
-            tokens_on_line.scatter_add_(1, lines.clamp(min=0).flatten().expand(batch, -1), crops.flatten(1).long())
-            kept_newlines = tokens_on_line > 0
+            kept_newlines = allocation.occupied_lines(crops, lines, views.line_count)
     if thumbnail is None:
         thumbnail = valid.new_zeros(batch, 0)
     keep = Keep(thumbnail, crops, kept_newlines)

@@ -51,41 +51,36 @@ class Views:
         scores = self.scores
         if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.ndim not in (2, 3):
             raise InputError(f"scores must be a float tensor (crops, tokens), got {_describe(scores)}.")
-        crops, tokens = scores.shape[-2:]
+        batch, (crops, tokens) = tuple(scores.shape[:-2]), scores.shape[-2:]
         grid = self.grid if self.grid is not None else (min(crops, 1), crops)
-        if len(grid) != 2 or grid[0] * grid[1] != crops:
+        if not _is_size(grid) or grid[0] * grid[1] != crops:
             raise InputError(f"grid must be (rows, cols) with rows * cols == {crops} crops, got {self.grid!r}.")
         object.__setattr__(self, "grid", (int(grid[0]), int(grid[1])))
-        if self.token_grid is None:
-            side = math.isqrt(tokens)
-            if side * side != tokens:
-                raise InputError(
-                    f"token_grid must be given when a view is not square, got {tokens} tokens and no token_grid."
-                )
-            object.__setattr__(self, "token_grid", (side, side))
-        elif math.prod(self.token_grid) != tokens:
-            raise InputError(f"token_grid must multiply to {tokens} tokens per view, got {self.token_grid!r}.")
-        thumbnail = self.thumbnail_scores
-        if thumbnail is not None and (
-            thumbnail.shape != (*scores.shape[:-2], tokens) or not thumbnail.is_floating_point()
-        ):
-            expected = (*scores.shape[:-2], tokens)
+        side = math.isqrt(tokens)
+        token_grid = self.token_grid if self.token_grid is not None else (side, side)
+        if not _is_size(token_grid) or token_grid[0] * token_grid[1] != tokens:
             raise InputError(
-                f"thumbnail_scores must be a float tensor of shape {expected}, got {_describe(thumbnail)}."
+                f"token_grid must be (height, width) with height * width == {tokens} tokens per view, got "
+                f"{self.token_grid!r}. A view that is not square needs it."
             )
-        if thumbnail is None and crops == 0:
+        object.__setattr__(self, "token_grid", (int(token_grid[0]), int(token_grid[1])))
+        if self.thumbnail_scores is None and crops == 0:
             raise InputError(
                 "thumbnail_scores must be given for an image without crops, got None: there is no view to keep."
             )
-        if self.valid is not None and (self.valid.shape != (crops, tokens) or self.valid.dtype != torch.bool):
-            raise InputError(f"valid must be a bool tensor of shape {(crops, tokens)}, got {_describe(self.valid)}.")
-        if self.lines is not None and self.lines.shape != (crops, tokens):
-            raise InputError(f"lines must have shape {(crops, tokens)}, got {_describe(self.lines)}.")
-        if self.features is not None and self.features.shape[:-1] != (*scores.shape[:-2], 1 + crops, tokens):
-            expected = (*scores.shape[:-2], 1 + crops, tokens, "dim")
-            raise InputError(f"features must have shape {expected}, thumbnail first, got {_describe(self.features)}.")
+        _check("thumbnail_scores", self.thumbnail_scores, (*batch, tokens), "float")
+        _check("valid", self.valid, (crops, tokens), "bool")
+        _check("lines", self.lines, (crops, tokens), "int")
+        if self.features is not None:
+            dim = self.features.shape[-1] if isinstance(self.features, Tensor) and self.features.ndim else 0
+            _check("features", self.features, (*batch, 1 + crops, tokens, dim), "float", "Thumbnail first.")
         if self.score_type not in SCORE_TYPES:
             raise InputError(f"score_type must be one of {', '.join(SCORE_TYPES)}, got {self.score_type!r}.")
+        if self.lines is not None and self.lines.numel():
+            on_line = self.lines >= 0
+            valid = torch.ones_like(on_line) if self.valid is None else self.valid.to(on_line.device)
+            if not torch.equal(on_line, valid) or not self.lines[on_line].bincount().all():
+                raise InputError("lines must be -1 on padding and number the other tokens' lines from 0 without gaps.")
 
     @property
     def crops(self) -> int:
@@ -115,7 +110,24 @@ class Views:
         return 0 if self.lines is None or self.lines.numel() == 0 else int(self.lines.max()) + 1
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(n, int) and n >= 0 for n in value)
+
+
+def _check(name: str, tensor: object, shape: tuple[int, ...], kind: str, more: str = "") -> None:
+    if tensor is None:
+        return
+    right = isinstance(tensor, Tensor) and tuple(tensor.shape) == shape
+    if right and isinstance(tensor, Tensor):
+        is_float, is_bool = tensor.is_floating_point(), tensor.dtype == torch.bool
+        right = {"float": is_float, "bool": is_bool, "int": not is_float and not is_bool}[kind]
+    if not right:
+        article = "an" if kind == "int" else "a"
+        got = _describe(tensor)
+        raise InputError(f"{name} must be {article} {kind} tensor of shape {shape}, got {got}. {more}".rstrip())
+
+
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return repr(value)
+    return f"{type(value).__name__} {value!r:.60}"

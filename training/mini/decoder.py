@@ -146,8 +146,7 @@ def visual(model, features: torch.Tensor, grid: tuple[int, int], places: torch.T
         features = features.gather(1, places[..., None].expand(-1, -1, features.shape[-1]))
         return model.model.multi_modal_projector(features)
     # Scenes have their native size, so nothing is padded and one layout serves the batch.
-    size = torch.tensor([[grid[0] * VIEW, grid[1] * VIEW]])
-    layout = LlavaNextAdapter().layouts(model.model, {"image_sizes": size, "pixel_values": size})[0]
+    layout = LlavaNextAdapter().layout(model.config, grid[0] * VIEW, grid[1] * VIEW)
     projected = model.model.multi_modal_projector(features)
     newline = model.model.image_newline.expand(len(features), int(layout.lines.max()) + 1, -1)
     return torch.cat([projected, newline], 1)[:, layout.slots.to(features.device)]

@@ -50,13 +50,16 @@ class LlavaNextAdapter(Adapter):
                 "image_sizes must be given with pixel_values, got None. Pass everything the processor returned."
             )
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
-        pixels = inputs["pixel_values"]
-        if len(pixels) != len(sizes) and pixels.ndim == 5:
+        if not all(isinstance(size, (list, tuple)) and len(size) == 2 for size in sizes):
+            raise InputError(f"image_sizes must be (images, 2) heights and widths, got {inputs['image_sizes']!r:.80}.")
+        strategy = inputs.get("vision_feature_select_strategy")
+        if strategy not in (None, "default"):
             raise InputError(
-                f"pixel_values and image_sizes must describe the same images, got {len(pixels)} and {len(sizes)}. "
-                "Pass both as the processor returned them."
+                f"vision_feature_select_strategy must be 'default' in a compressed call, got {strategy!r}."
             )
-        return [self.layout(base.config, height, width) for height, width in sizes]
+        layouts = [self.layout(base.config, int(height), int(width)) for height, width in sizes]
+        _check_views(inputs["pixel_values"], layouts)
+        return layouts
 
     def layout(self, config: Any, height: int, width: int) -> Layout:  # noqa: D102
         vision = config.vision_config
@@ -67,6 +70,20 @@ class LlavaNextAdapter(Adapter):
         layer = base.config.vision_feature_layer
         layers = [layer] if isinstance(layer, int) else layer
         return torch.cat([output.hidden_states[i][:, 1:] for i in layers], -1)
+
+
+def _check_views(pixels: Tensor, layouts: list[Layout]) -> None:
+    wanted = [layout.views for layout in layouts]
+    if pixels.ndim == 5 and len(pixels) != len(layouts):
+        raise InputError(
+            f"pixel_values and image_sizes must describe the same images, got {len(pixels)} and {len(layouts)}. "
+            "Pass both as the processor returned them."
+        )
+    if (pixels.ndim == 5 and pixels.shape[1] < max(wanted)) or (pixels.ndim == 4 and len(pixels) != sum(wanted)):
+        raise InputError(
+            f"pixel_values must hold {wanted} views for these image_sizes, got shape {tuple(pixels.shape)}. "
+            "Pass both as the processor returned them."
+        )
 
 
 @lru_cache(maxsize=4096)

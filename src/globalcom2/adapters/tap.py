@@ -50,36 +50,33 @@ def record(module: nn.Module, *, softmax: bool, cls_index: int | None) -> Iterat
         _recording.reset(token)
 
 
-def install(module: nn.Module) -> Callable[[], None]:
-    """Put the tap on one attention module; returns the function that takes it off again."""
+def install(module: nn.Module) -> None:
+    """Put the tap on one attention module; does nothing if it is there already."""
     config = getattr(module, "config", None)
-    if config is None or not hasattr(config, "_attn_implementation"):
+    implementation = getattr(config, "_attn_implementation", None)
+    if config is None or not isinstance(implementation, str):
         raise UnsupportedModelError(
             f"the vision tower's attention must use transformers' attention interface, got {type(module).__name__}."
         )
-    implementation = config._attn_implementation
     if implementation.startswith(PREFIX):
-        return lambda: None
+        return
     name = PREFIX + implementation
     # Stays registered: a deep copy made inside a block must work after it.
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _tapped(implementation))
     tapped = copy.copy(config)
     tapped._attn_implementation_internal = name
+    tapped._globalcom2_untapped = config
     module.config = tapped
 
-    def undo() -> None:
-        module.config = config
 
-    return undo
-
-
-def strip(module: nn.Module) -> None:
-    """Take the tap off a module that got it by deep copy."""
-    config = getattr(module, "config", None)
-    implementation = getattr(config, "_attn_implementation", None)
-    if config is not None and isinstance(implementation, str) and implementation.startswith(PREFIX):
-        config._attn_implementation_internal = implementation.removeprefix(PREFIX)
+def uninstall(module: nn.Module) -> None:
+    """Take the tap off a module, if it has one."""
+    untapped = (
+        getattr(module, "config", None).__dict__.get("_globalcom2_untapped") if hasattr(module, "config") else None
+    )
+    if untapped is not None:
+        module.config = untapped
 
 
 def _tapped(implementation: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,8 @@ def globalcom2(
             attention.
         alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1].
         crop_mass: How a crop's region of the thumbnail counts: "sum", "mean" or "max" of its scores.
-        regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers; "blocks" cuts the
+        regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers, and "sum" is per
+            equal area, so that neither padding nor a constant added to all scores favours a crop; "blocks" cuts the
             thumbnail into equal blocks, the remainder going to the last one, as the published code does.
 
     Returns:
@@ -51,11 +53,11 @@ def globalcom2(
         raise InputError(f"crop_mass must be one of sum, mean, max, got {crop_mass!r}.")
     if regions not in ("overlap", "blocks"):
         raise InputError(f"regions must be one of overlap, blocks, got {regions!r}.")
-    if not 0.0 <= alpha <= 1.0:
-        raise InputError(f"alpha must be in [0, 1], got {alpha!r}.")
+    if not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
+        raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}.")
     temperature = TEMPERATURES[views.score_type] if temperature is None else temperature
-    if not temperature > 0:
-        raise InputError(f"temperature must be positive, got {temperature!r}.")
+    if not isinstance(temperature, Real) or not 0.0 < temperature < float("inf"):
+        raise InputError(f"temperature must be a positive number, got {temperature!r}.")
     thumbnail = views.thumbnail_scores
     if thumbnail is None:
         raise InputError(
@@ -67,14 +69,14 @@ def globalcom2(
     thumbnail_map = thumbnail.float().unflatten(-1, views.token_grid)  # type: ignore[arg-type]
     canvas = Canvas(views)
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
-    mass = _mass(thumbnail_map.double(), *weights, crop_mass)
+    mass = _mass(thumbnail_map.double(), *weights, crop_mass, per_area=regions == "overlap")
     mass = mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
     shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
     shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
     ratios = (retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))).clamp(max=1.0)
 
     valid = views.valid_mask
-    local = _unit(views.scores.float(), valid)
+    local = _unit(views.scores, valid)
     holistic = _unit(canvas.project(thumbnail_map), valid)
     return Ranking(thumbnail, alpha * holistic + (1 - alpha) * local, ratios)
 
@@ -135,17 +137,19 @@ def _block(crops: int, cells: int) -> Tensor:
     return member
 
 
-def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str) -> Tensor:
+def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, *, per_area: bool) -> Tensor:
     if how == "max":
         covered = (rows[:, None, :, None] > 0) & (cols[None, :, None, :] > 0)
         return thumbnail_map[:, None, None].masked_fill(~covered, -torch.inf).amax((-2, -1)).flatten(1)
-    mass = torch.einsum("rh,bhw,cw->brc", rows, thumbnail_map, cols)
-    if how == "mean":
-        mass = mass / torch.outer(rows.sum(1), cols.sum(1)).clamp(min=torch.finfo(mass.dtype).tiny)
-    return mass.flatten(1)
+    mass = torch.einsum("rh,bhw,cw->brc", rows, thumbnail_map, cols).flatten(1)
+    area = torch.outer(rows.sum(1), cols.sum(1)).flatten()
+    if how == "sum" and not per_area:
+        return mass
+    mean = mass / area.clamp(min=torch.finfo(mass.dtype).tiny)
+    return mean if how == "mean" else mean * thumbnail_map[0].numel() / (area > 0).sum()
 
 
 def _unit(scores: Tensor, valid: Tensor) -> Tensor:
-    """Scale each crop's valid scores to unit length."""
-    unit: Tensor = F.normalize(scores.masked_fill(~valid, 0.0), dim=-1)
+    """Scale each crop's valid scores to unit length, in double precision: squares of large scores overflow in single."""
+    unit: Tensor = F.normalize(scores.double().masked_fill(~valid, 0.0), dim=-1)
     return unit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from globalcom2.errors import InputError
 from globalcom2.selectors import Ranking
 from globalcom2.views import Views
 
@@ -15,6 +16,8 @@ def random(views: Views, retention_ratio: float, *, seed: int = 0) -> Ranking:
 
     Source: the usual sanity baseline; see "random" in https://arxiv.org/abs/2503.10501 (benchmarks where it wins).
     """
+    if not isinstance(seed, int):
+        raise InputError(f"seed must be an integer, got {seed!r}.")
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand(1 + views.crops, views.tokens, generator=generator).to(views.scores.device)
     thumbnail = None if views.thumbnail_scores is None else draw[0].expand_as(views.thumbnail_scores)

@@ -1,0 +1,260 @@
+"""Measures what compression saves: time to first token by phase, decoding, memory, for ratios x methods x batch sizes.
+
+All settings run interleaved in one process on the same inputs, so that a busy machine slows them alike. Inputs are
+random pixels and words: the time of a call does not depend on what a picture shows.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from globalcom2.compression import compress
+from globalcom2.estimation import estimate_costs
+from globalcom2.families import load_adapter
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing to measure."""
+
+    method: str
+    retention_ratio: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure."""
+
+    image: tuple[int, int] = (672, 672)
+    text_tokens: int = 40
+    new_tokens: int = 16
+    rounds: int = 5
+
+
+def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int]) -> list[Setting]:
+    """Every combination, the uncompressed model once per batch size and first."""
+    found = []
+    for batch in batch_sizes:
+        found.append(Setting("none", 1.0, batch))
+        found += [Setting(method, ratio, batch) for ratio in ratios if ratio < 1.0 for method in methods]
+    return found
+
+
+def random_inputs(model: Any, plan: Plan, batch: int) -> dict[str, torch.Tensor]:
+    """A batch of prompts, each with one image of the planned size and random words around it."""
+    width, height = plan.image
+    config = model.config
+    layout = load_adapter(config.model_type).layout(config, height, width)
+    generator = torch.Generator().manual_seed(0)
+    # Ids of ordinary words: away from special ones, which stand at the ends of most vocabularies.
+    vocabulary = config.get_text_config().vocab_size
+    words = torch.randint(vocabulary // 4, vocabulary // 2, (batch, plan.text_tokens), generator=generator)
+    words[words == config.image_token_id] = vocabulary // 4 - 1
+    places = torch.full((batch, len(layout.slots)), config.image_token_id)
+    half = plan.text_tokens // 2
+    ids = torch.cat([words[:, :half], places, words[:, half:]], 1)
+    side = config.vision_config.image_size
+    pixels = torch.randn(batch, layout.views, 3, side, side, generator=generator)
+    return {
+        "input_ids": ids.to(model.device),
+        "attention_mask": torch.ones_like(ids).to(model.device),
+        "pixel_values": pixels.to(model.device, model.dtype),
+        "image_sizes": torch.tensor([[height, width]] * batch),
+    }
+
+
+def measure(
+    model: Any, settings: list[Setting], plan: Plan, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> list[dict[str, Any]]:
+    """Run all settings interleaved, one warm-up round discarded.
+
+    Args:
+        model: A supported model in eval mode.
+        settings: What to measure.
+        plan: How.
+        progress: Wraps the rounds, for a progress bar.
+
+    Returns:
+        One row per setting: medians over the rounds, with `*_spread` = (max - min) / median for the time to first
+        token; `speedup` against "none" at the same batch size and what `estimate_costs` predicts for it.
+    """
+    inputs = {batch: random_inputs(model, plan, batch) for batch in {s.batch_size for s in settings}}
+    samples: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
+    for number in progress(range(plan.rounds + 1)):
+        for setting in settings:
+            sample = _sample(model, inputs[setting.batch_size], setting, plan)
+            if number:
+                samples[setting].append(sample)
+    rows = []
+    for setting, taken in samples.items():
+        row: dict[str, Any] = {
+            "method": setting.method,
+            "retention_ratio": setting.retention_ratio,
+            "batch_size": setting.batch_size,
+        }
+        row |= {name: statistics.median(s[name] for s in taken) for name in taken[0]}
+        times = [s["ttft_seconds"] for s in taken]
+        row["ttft_spread"] = (max(times) - min(times)) / statistics.median(times)
+        row["peak_memory_bytes"] = int(row["peak_memory_bytes"]) or None
+        row["visual_tokens"] = int(row["visual_tokens"])
+        row["images_per_second"] = setting.batch_size / row["ttft_seconds"]
+        rows.append(row)
+    _compare(model, rows, plan)
+    return rows
+
+
+def _compare(model: Any, rows: list[dict[str, Any]], plan: Plan) -> None:
+    plain = {row["batch_size"]: row for row in rows if row["method"] == "none"}
+    ratios = [row["retention_ratio"] for row in rows]
+    predicted = estimate_costs(model.config, plan.image, [1.0, *ratios], text_tokens=plan.text_tokens)
+    for row, costs in zip(rows, predicted[1:], strict=True):
+        row["speedup"] = plain[row["batch_size"]]["ttft_seconds"] / row["ttft_seconds"]
+        row["predicted_speedup"] = predicted[0]["total_flops"] / costs["total_flops"]
+
+
+def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan: Plan) -> dict[str, float]:
+    greedy = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [model.config.image_token_id]}
+    block: AbstractContextManager[Any] = nullcontext()
+    if setting.method != "none":
+        block = compress(model, setting.retention_ratio, setting.method)
+    with block as compression:
+        memory = PeakMemory(model.device)
+        first = _timed(lambda: model.generate(**inputs, **greedy, max_new_tokens=1), model.device)
+        peak = memory.bytes()
+        phases = dict(compression.report.seconds) if compression is not None else {}
+        visual = compression.report[0].tokens_after if compression is not None else _placeholders(model, inputs)
+        longer = _timed(lambda: model.generate(**inputs, **greedy, max_new_tokens=1 + plan.new_tokens), model.device)
+    if compression is None:
+        phases["tower"] = _timed(lambda: _tower(model, inputs), model.device)
+    tower, selection = phases["tower"], phases.get("selection", 0.0)
+    return {
+        "ttft_seconds": first,
+        "tower_seconds": tower,
+        "selection_seconds": selection,
+        "prefill_seconds": first - tower - selection,
+        "decode_seconds_per_token": max(longer - first, 0.0) / plan.new_tokens,
+        "peak_memory_bytes": float(peak or 0),
+        "visual_tokens": float(visual),
+    }
+
+
+def _placeholders(model: Any, inputs: dict[str, torch.Tensor]) -> int:
+    return int((inputs["input_ids"][0] == model.config.image_token_id).sum())
+
+
+@torch.no_grad()
+def _tower(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    adapter = load_adapter(model.config.model_type)
+    adapter.encode(model.base_model, adapter.encode_arguments(model.base_model, inputs))
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run, the device's queue drained on both sides."""
+    _synchronize(device)
+    start = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory:
+    """Peak of the device's allocated memory on CUDA, of the process's resident memory on Linux CPUs; else unknown."""
+
+    STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.known = device.type == "cuda"
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            try:
+                self.RESET.write_text("5")
+                self.known = True
+            except OSError:
+                self.known = False
+
+    def bytes(self) -> int | None:
+        """The peak since construction, in bytes."""
+        if not self.known:
+            return None
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        lines = self.STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+@torch.no_grad()
+def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
+    """What one tapped row costs against `output_attentions`: seconds of the vision tower on one image, three ways.
+
+    The attention implementation is restored afterwards.
+    """
+    from globalcom2.adapters import tap  # noqa: PLC0415
+
+    base, inputs = model.base_model, random_inputs(model, plan, 1)
+    adapter = load_adapter(model.config.model_type)
+    tower, pixels = base.vision_tower, inputs["pixel_values"][0]
+    module = adapter.attention(base, -1)
+    before = tower.config._attn_implementation
+
+    def plain() -> None:
+        tower(pixels)
+
+    def tapped() -> None:
+        with tap.record(module, softmax=False, cls_index=adapter.cls_index):
+            tower(pixels)
+
+    def eager() -> None:
+        tower(pixels, output_attentions=True)
+
+    seconds: dict[str, list[float]] = {"plain": [], "tapped": [], "output_attentions": []}
+    for number in range(plan.rounds + 1):
+        took = {"plain": _timed(plain, model.device)}
+        tap.install(module)
+        took["tapped"] = _timed(tapped, model.device)
+        tap.uninstall(module)
+        tower.set_attn_implementation("eager")
+        took["output_attentions"] = _timed(eager, model.device)
+        tower.set_attn_implementation(before)
+        if number:
+            for name, value in took.items():
+                seconds[name].append(value)
+    return {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
+
+
+def draw_bench(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time to first token by phase as stacked bars, one bar per row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    names = [f"{r['method']} {r['retention_ratio']:g}, batch {r['batch_size']}" for r in rows]
+    left = [0.0] * len(rows)
+    for phase, color in (("tower", "#4c72b0"), ("selection", "#c44e52"), ("prefill", "#dd8452")):
+        values = [row[f"{phase}_seconds"] for row in rows]
+        axis.barh(names, values, left=left, label=phase, color=color)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    for y, row in enumerate(rows):
+        axis.text(left[y], y, f" {row['speedup']:.2f}x", va="center", fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds to the first token")
+    axis.set_xlim(0, 1.12 * max(left))
+    axis.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
