@@ -701,7 +701,7 @@ def test_prompts_and_images_that_do_not_fit(tiny, batch):
         ({k: v for k, v in image.items() if k != "image_sizes"}, "image_sizes must be given"),
         ({**image, "attention_mask": image["attention_mask"][:, 1:]}, "attention_mask must have the shape"),
         ({**image, "image_sizes": (84, 84)}, "image_sizes must be"),
-        ({**image, "pixel_values": image["pixel_values"][:, :1]}, r"must hold \[2\] views"),
+        ({**image, "pixel_values": image["pixel_values"][:, :1]}, r"must hold \[3\] views"),
         ({**image, "vision_feature_select_strategy": "full"}, "in a compressed call, got 'full'"),
     ]
     for inputs, message in cases:
@@ -793,7 +793,7 @@ def test_reports_are_plain_data(tiny, batch):
     with compress(tiny.model, 0.2) as compression:
         generate(tiny.model, batch)
     report = compression.report
-    assert set(report.seconds) == {"tower", "selection", "generation"}
+    assert set(report.seconds) == {"tower", "selection", "projection", "generation"}
     assert json.loads(json.dumps(report.to_dict()))["images"][1]["grid"] == [3, 1]
     assert report.tokens_after == sum(int(i.kept.sum()) for i in report)
     assert pickle.loads(pickle.dumps(report.to_dict())) == report.to_dict()

@@ -6,6 +6,7 @@ random pixels and words: the time of a call does not depend on what a picture sh
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from globalcom2._version import __version__
 from globalcom2.compression import compress
 from globalcom2.estimation import estimate_costs
 from globalcom2.families import load_adapter
@@ -38,6 +41,17 @@ class Plan:
     text_tokens: int = 40
     new_tokens: int = 16
     rounds: int = 5
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "hardware": name,
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "globalcom2": __version__},
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int]) -> list[Setting]:
@@ -134,13 +148,15 @@ def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan:
         visual = compression.report[0].tokens_after if compression is not None else _placeholders(model, inputs)
         longer = _timed(lambda: model.generate(**inputs, **greedy, max_new_tokens=1 + plan.new_tokens), model.device)
     if compression is None:
-        phases["tower"] = _timed(lambda: _tower(model, inputs), model.device)
+        whole = _timed(lambda: _tower(model, inputs), model.device)
+        phases = {"tower": whole}
     tower, selection = phases["tower"], phases.get("selection", 0.0)
     return {
         "ttft_seconds": first,
         "tower_seconds": tower,
         "selection_seconds": selection,
-        "prefill_seconds": first - tower - selection,
+        "projection_seconds": phases.get("projection", 0.0),
+        "prefill_seconds": first - tower - selection - phases.get("projection", 0.0),
         "decode_seconds_per_token": max(longer - first, 0.0) / plan.new_tokens,
         "peak_memory_bytes": float(peak or 0),
         "visual_tokens": float(visual),

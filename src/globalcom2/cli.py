@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich import filesize
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from globalcom2._version import __version__
@@ -182,6 +183,117 @@ def _print_estimate(result: dict[str, Any]) -> None:
 
 def _tera(flops: int) -> str:
     return f"{flops / 1e12:,.2f}"
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option(help="mini, a checkpoint or hub name, or random weights of a named geometry (see docs).")
+    ] = "mini",
+    retention: Annotated[
+        list[float] | None, typer.Option(help="Ratio; repeat for several.", show_default=False)
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method; repeat for several.", show_default=False)] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeat for several.", show_default=False)] = None,
+    image: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in px. Default: 2 x 2 crops.", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds after one warm-up.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 16,
+    text_tokens: Annotated[int, typer.Option(min=0, help="Length of the prompt without its image.")] = 40,
+    compare: Annotated[
+        str | None, typer.Option(help="'eager': what output_attentions would cost.", show_default=False)
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the phases into this file.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...", show_default=False)] = None,
+    as_json: Json = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure time to first token by phase, decoding and memory, with and without compression."""
+    ratios = [check_ratio(ratio) for ratio in retention or [0.5, 0.25, 0.1]]
+    names = [get_method(name).name for name in method or ["globalcom2"]]
+    if compare not in (None, "eager"):
+        raise InputError(f"--compare must be 'eager', got {compare!r}.")
+    with notes.status("Loading torch and transformers"):
+        from globalcom2 import bench as benchmarking  # noqa: PLC0415
+        from globalcom2.estimation import named_configs, parse_size  # noqa: PLC0415
+        from globalcom2.loading import load_model, random_model  # noqa: PLC0415
+
+    size = None if image is None else parse_size(image)
+    notes.print(f"Loading {model}")
+    config = named_configs().get(model)
+    network = load_model(model, dtype, device, attn)[0] if config is None else random_model(config, dtype, device, attn)
+    side = network.config.vision_config.image_size
+    plan = benchmarking.Plan(size or (2 * side, 2 * side), text_tokens, new_tokens, rounds)
+    rows = benchmarking.measure(
+        network,
+        benchmarking.settings_of(names, ratios, batch_size or [1]),
+        plan,
+        lambda steps: track(steps, "Measuring", console=notes),
+    )
+    result: dict[str, Any] = {
+        "model": model,
+        "weights": "random" if config is not None else "loaded",
+        "device": str(network.device),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "attn": network.config._attn_implementation,
+        "image": f"{plan.image[0]}x{plan.image[1]}",
+        "rounds": rounds,
+        **benchmarking.machine(network.device),
+        "rows": rows,
+    }
+    if compare == "eager":
+        result["compare"] = benchmarking.compare_attention(network, plan)
+    if plot is not None:
+        benchmarking.draw_bench(rows, plot)
+    if not as_json:
+        _print_bench(result)
+    typer.echo(json.dumps(result))
+
+
+def _print_bench(result: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{result['model']} on {result['device']}, {result['dtype']}, {result['image']}", title_justify="left"
+    )
+    columns = (
+        "method",
+        "batch",
+        "tokens",
+        "TTFT ms",
+        "tower",
+        "select",
+        "prefill",
+        "ms/token",
+        "MiB",
+        "speed-up",
+        "predicted",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in result["rows"]:
+        memory = "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f}"
+        milliseconds = [f"{1e3 * row[f'{name}_seconds']:.1f}" for name in ("ttft", "tower", "selection", "prefill")]
+        table.add_row(
+            f"{row['method']} {row['retention_ratio']:g}",
+            str(row["batch_size"]),
+            str(row["visual_tokens"]),
+            *milliseconds,
+            f"{1e3 * row['decode_seconds_per_token']:.1f}",
+            memory,
+            f"{row['speedup']:.2f}x",
+            f"{row['predicted_speedup']:.2f}x",
+        )
+    console = Console()
+    console.print(table)
+    spread = max(row["ttft_spread"] for row in result["rows"])
+    console.print(
+        f"Medians of {result['rounds']} interleaved rounds; largest spread of a time to first token: {spread:.0%}."
+    )
+    if "compare" in result:
+        times = ", ".join(f"{name.removesuffix('_seconds')} {1e3 * s:.1f} ms" for name, s in result["compare"].items())
+        console.print(f"Vision tower, one image: {times}.")
 
 
 @app.command()

@@ -181,15 +181,17 @@ class Compression:
             clock.phase("tower"),
             tap.record(attention, softmax=softmax, cls_index=self.adapter.cls_index) as recording,
         ):
-            output = self.adapter.encode(base, encode)
-        with clock.phase("selection"):
-            with torch.no_grad():
-                scores = self._scores(base, output, torch.cat(recording.rows))
-                shown = None if mask is None else mask[placeholder].bool().split([len(x.slots) for x in layouts])
-                images = self._select(base, output, scores, layouts, rows, shown)
-                keep = torch.cat([image.kept for image in images])
-                prompt = shorten(ids, mask, placeholder, keep, _pad_token_id(model))
-            features = self._gather(self.adapter.packed(output), images, keep)
+            encoded = self.adapter.encode(base, encode)
+        with clock.phase("selection"), torch.no_grad():
+            scores = self._scores(base, encoded, torch.cat(recording.rows))
+            shown = None if mask is None else mask[placeholder].bool().split([len(x.slots) for x in layouts])
+            images = self._select(base, encoded, scores, layouts, rows, shown)
+            keep = torch.cat([image.kept for image in images])
+            prompt = shorten(ids, mask, placeholder, keep, _pad_token_id(model))
+            order = _best_first if self.settings.thumbnail_order == "score" else _raster
+            places = [order(image) for image in images]
+        with clock.phase("projection"):
+            features = self.adapter.kept(base, encoded, layouts, places)
         self.report = Report(self.settings.retention_ratio, self.settings.method, images, clock)
 
         new = {name: value for name, value in call.items() if name not in encode}
@@ -201,7 +203,7 @@ class Compression:
         if positions is not None:
             # Without a mask and a cache, transformers takes gaps in positions for packed sequences.
             new["position_ids"], new["attention_mask"] = positions, memory.attention_mask
-        image = self.adapter.with_packed(output, features)
+        image = self.adapter.output(features)
         image.globalcom2_memory = memory
         new["mm_encoder_outputs"] = {"image": image}
         return Short(new, prompt, memory, clock)
@@ -221,26 +223,17 @@ class Compression:
         memory = Memory(ids.shape[1], prompt.input_ids, prompt.real.to(present.dtype), positions, dropped, original)
         return memory, positions if original or given is not None else None
 
-    def _gather(self, packed: list[Tensor], images: list[ImageReport], keep: Tensor) -> Tensor:
-        """Kept features (kept, dim) in the order in which the language model reads them."""
-        stacked = packed[0] if len(packed) == 1 else torch.cat(packed)
-        if self.settings.thumbnail_order == "raster":
-            return stacked[keep.to(stacked.device)]
-        starts = torch.tensor([0] + [len(features) for features in packed]).cumsum(0)
-        orders = [_best_first(image) + int(start) for image, start in zip(images, starts, strict=False)]
-        return stacked[torch.cat(orders).to(stacked.device)]
-
-    def _scores(self, base: Any, output: Any, rows: Tensor) -> Tensor:
+    def _scores(self, base: Any, encoded: Any, rows: Tensor) -> Tensor:
         """Token scores (views, tokens)."""
         if self.settings.score != "similarity":
             return self.adapter.scores(rows)
-        features = self.adapter.tower_features(base, output).float()
+        features = self.adapter.tower_features(base, encoded).float()
         return -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)
 
     def _select(
         self,
         base: Any,
-        output: Any,
+        encoded: Any,
         scores: Tensor,
         layouts: list[Layout],
         rows: list[int],
@@ -254,7 +247,7 @@ class Compression:
         views = scores.split([layout.views for layout in layouts])
         features = None
         if get_method(settings.method).needs_features:
-            features = self.adapter.tower_features(base, output).split([layout.views for layout in layouts])
+            features = self.adapter.tower_features(base, encoded).split([layout.views for layout in layouts])
         images: dict[int, ImageReport] = {}
         for layout in dict.fromkeys(layouts):
             members = [i for i, other in enumerate(layouts) if other is layout]
@@ -292,6 +285,11 @@ class Short:
     prompt: ShortPrompt
     memory: Memory
     clock: Clock
+
+
+def _raster(image: ImageReport) -> Tensor:
+    """Kept places of one image, in the order of the full prompt."""
+    return image.kept.nonzero().flatten()
 
 
 def _best_first(image: ImageReport) -> Tensor:

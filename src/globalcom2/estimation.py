@@ -18,16 +18,32 @@ CONVENTIONS = ("ours", "paper")
 
 
 def named_configs() -> dict[str, Any]:
-    """Published geometries that need no download: the two of the paper."""
-    small = LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
-    )
-    large = LlamaConfig(
-        vocab_size=32064, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
-    )
+    """Geometries that need no download: the paper's two, and two for a CPU with the same vision interface."""
+
+    def llama(width: int, wide: int, layers: int, heads: int) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=32064,
+            hidden_size=width,
+            intermediate_size=wide,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=8192,
+        )
+
+    small_tower = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "image_size": 336,
+        "patch_size": 14,
+    }
     return {
-        "llava-next-7b": LlavaNextConfig(text_config=small),
-        "llava-next-13b": LlavaNextConfig(text_config=large),
+        "llava-next-13b": LlavaNextConfig(text_config=llama(5120, 13824, 40, 40)),
+        "llava-next-7b": LlavaNextConfig(text_config=llama(4096, 11008, 32, 32)),
+        "llava-next-500m": LlavaNextConfig(text_config=llama(768, 2048, 12, 12)),
+        "llava-next-86m": LlavaNextConfig(text_config=llama(512, 1376, 8, 8), vision_config=small_tower),
     }
 
 
@@ -93,14 +109,18 @@ def estimate_costs(
         visual = kept_places(layout, ratio)
         prompt = visual + text_tokens
         prefill = costs.prefill_flops(text, prompt)
+        projection = projector
+        if ratio < 1.0 and adapter.projects_kept_only:
+            # Which lines keep their newline depends on content, so this is an upper bound by a few tokens.
+            projection = costs.projector_flops(vision, text, visual)
         return {
             "retention_ratio": ratio,
             "visual_tokens": visual,
             "prompt_tokens": prompt,
             "tower_flops": tower,
-            "projector_flops": projector,
+            "projector_flops": projection,
             "prefill_flops": prefill,
-            "total_flops": tower + projector + prefill,
+            "total_flops": tower + projection + prefill,
             "decode_flops": costs.decode_flops(text, prompt),
             "kv_cache_bytes": costs.kv_cache_bytes(text, prompt, bytes_per_value),
             "activation_bytes": costs.activation_bytes(text, prompt, bytes_per_value),

@@ -41,12 +41,32 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
         InputError: An unknown name, dtype or device.
         UnsupportedModelError: A family without an adapter.
     """
+    target = _device(device)
+    kwargs = _arguments(dtype, target, attn)
+    load_config(name)
+    if name == MINI:
+        model, processor = load_mini(**kwargs)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(name, **kwargs).eval()
+        processor = AutoProcessor.from_pretrained(name)
+    return model.to(target), processor
+
+
+def random_model(config: Any, dtype: str = "auto", device: str = "auto", attn: str | None = None) -> Any:
+    """A model of that configuration with random weights, in eval mode; "auto" is bfloat16 on CUDA, float32 on a CPU."""
+    target = _device(device)
+    kwargs = _arguments(dtype, target, attn)
+    if kwargs["dtype"] == "auto":
+        kwargs["dtype"] = torch.bfloat16
+    with target:
+        return AutoModelForImageTextToText.from_config(config, **kwargs).eval()
+
+
+def _arguments(dtype: str, target: torch.device, attn: str | None) -> dict[str, Any]:
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if attn is not None and attn != "eager" and "/" not in attn and attn not in ALL_ATTENTION_FUNCTIONS:
         raise unknown_name("attn", attn, ["eager", *ALL_ATTENTION_FUNCTIONS])
-    target = _device(device)
-    load_config(name)
     kwargs: dict[str, Any] = {"dtype": dtype}
     if dtype == "auto" and target.type == "cpu":
         kwargs["dtype"] = torch.float32
@@ -54,12 +74,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
         kwargs["dtype"] = getattr(torch, dtype)
     if attn is not None:
         kwargs["attn_implementation"] = attn
-    if name == MINI:
-        model, processor = load_mini(**kwargs)
-    else:
-        model = AutoModelForImageTextToText.from_pretrained(name, **kwargs).eval()
-        processor = AutoProcessor.from_pretrained(name)
-    return model.to(target), processor
+    return kwargs
 
 
 def _device(device: str) -> torch.device:

@@ -109,7 +109,7 @@ class Report(Sequence[ImageReport]):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of "tower" (vision tower, projector and packing), "selection" and, after generate, "generation"."""
+        """Seconds of "tower", "selection", "projection" (of what stays) and, after generate, "generation"."""
         return self._clock.seconds()
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ This is the only place that knows the insides of transformers' models.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from globalcom2.budget import keep_counts
 
@@ -65,6 +65,8 @@ class Adapter(ABC):
 
     cls_index: int | None = 0
     """Where the [CLS] token stands in the tower's sequence."""
+    projects_kept_only: bool = False
+    """Whether the projector runs after selection, on the tokens that stay."""
 
     @abstractmethod
     def check(self, base: Any) -> None:
@@ -88,25 +90,31 @@ class Adapter(ABC):
             rows if self.cls_index is None else torch.cat([rows[:, : self.cls_index], rows[:, self.cls_index + 1 :]], 1)
         )
 
-    def tower_features(self, base: Any, output: Any) -> Tensor:
-        """The tower's own features before projection, (views, tokens, dim), thumbnail first in each image."""
-        raise NotImplementedError
-
     def encode_arguments(self, base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """The part of a call's keyword arguments that `get_image_features` takes."""
         names = inspect.signature(base.get_image_features).parameters
         return {name: inputs[name] for name in names if name != "kwargs" and name in inputs}
 
     def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
-        """Run the vision tower, projector and packing once."""
+        """Run the vision tower once. Whether the result is projected and packed already is the adapter's affair."""
         return base.get_image_features(**arguments, return_dict=True)
 
-    def packed(self, output: Any) -> list[Tensor]:
-        """The packed features of each image, a list of (placeholders, dim)."""
-        return list(output.pooler_output)
+    def tower_features(self, base: Any, encoded: Any) -> Tensor:
+        """The tower's own features before projection, (views, tokens, dim), thumbnail first in each image."""
+        raise NotImplementedError
 
-    def with_packed(self, output: Any, features: Tensor) -> Any:
-        """A copy of `output` that holds only `features` (kept, dim), in the container that the model expects."""
-        short = copy.copy(output)
-        short.pooler_output = [features]
-        return short
+    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+        """Features (kept, dim) as the language model reads them.
+
+        Args:
+            base: The model that has `get_image_features`.
+            encoded: What `encode` returned.
+            layouts: One per image.
+            places: Per image, the places of its run that stay, in the order in which they are to be read.
+        """
+        packed = zip(encoded.pooler_output, places, strict=True)
+        return torch.cat([features[kept.to(features.device)] for features, kept in packed])
+
+    def output(self, features: Tensor) -> Any:
+        """`features` (kept, dim) in the container that the model's forward expects of its encoder."""
+        return BaseModelOutputWithPooling(pooler_output=[features])

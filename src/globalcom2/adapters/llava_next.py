@@ -21,6 +21,8 @@ from globalcom2.errors import InputError, UnsupportedModelError
 class LlavaNextAdapter(Adapter):
     """Adapter of `llava_next`."""
 
+    projects_kept_only = True
+
     def check(self, base: Any) -> None:  # noqa: D102
         if base.config.vision_feature_select_strategy != "default":
             raise UnsupportedModelError(
@@ -49,7 +51,7 @@ class LlavaNextAdapter(Adapter):
             raise InputError(
                 "image_sizes must be given with pixel_values, got None. Pass everything the processor returned."
             )
-        sizes = sizes.tolist() if isinstance(sizes, Tensor) else [list(size) for size in sizes]
+        sizes = sizes.tolist() if hasattr(sizes, "tolist") else list(sizes)
         if not all(isinstance(size, (list, tuple)) and len(size) == 2 for size in sizes):
             raise InputError(f"image_sizes must be (images, 2) heights and widths, got {inputs['image_sizes']!r:.80}.")
         strategy = inputs.get("vision_feature_select_strategy")
@@ -66,10 +68,34 @@ class LlavaNextAdapter(Adapter):
         pinpoints = tuple(tuple(p) for p in config.image_grid_pinpoints)
         return _layout(height, width, pinpoints, vision.image_size, vision.patch_size)
 
-    def tower_features(self, base: Any, output: Any) -> Tensor:  # noqa: D102
-        layer = base.config.vision_feature_layer
-        layers = [layer] if isinstance(layer, int) else layer
-        return torch.cat([output.hidden_states[i][:, 1:] for i in layers], -1)
+    def encode(self, base: Any, arguments: dict[str, Any]) -> Tensor:
+        """The tower's features of all views, (views, tokens, dim): projection waits until it is known what stays."""
+        pixels = arguments["pixel_values"]
+        if pixels.ndim == 5:
+            layouts = self.layouts(base, arguments)
+            pixels = torch.cat([image[: layout.views] for image, layout in zip(pixels, layouts, strict=True)])
+        hidden = base.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        layer = arguments.get("vision_feature_layer")
+        layer = base.config.vision_feature_layer if layer is None else layer
+        return torch.cat([hidden[i][:, 1:] for i in ([layer] if isinstance(layer, int) else layer)], -1)
+
+    def tower_features(self, base: Any, encoded: Tensor) -> Tensor:  # noqa: D102
+        return encoded
+
+    def kept(self, base: Any, encoded: Tensor, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+        """The projector works on the tokens that stay and on no others."""
+        first, slots = 0, []
+        for layout, kept in zip(layouts, places, strict=True):
+            own = layout.slots.to(kept.device)[kept]
+            count = layout.views * layout.tokens
+            slots.append(torch.where(own < count, own + first, -1))
+            first += count
+        index = torch.cat(slots).to(encoded.device)
+        token = index >= 0
+        projected = base.multi_modal_projector(encoded.flatten(0, 1)[index[token]])
+        newlines = base.image_newline.to(projected).expand(len(index), -1)
+        features: Tensor = newlines.masked_scatter(token[:, None], projected)
+        return features
 
 
 def _check_views(pixels: Tensor, layouts: list[Layout]) -> None:

@@ -1,0 +1,80 @@
+"""The benchmark measures what it says; how fast this machine is, is no test."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import footprint
+from globalcom2 import bench, compress
+from globalcom2.estimation import estimate_costs
+
+PLAN = bench.Plan(image=(168, 168), text_tokens=6, new_tokens=2, rounds=2)
+
+
+def test_rows(tiny):
+    settings = bench.settings_of(["globalcom2", "uniform"], [1.0, 0.25], [1, 2])
+    assert [(s.method, s.retention_ratio, s.batch_size) for s in settings] == [
+        ("none", 1.0, 1), ("globalcom2", 0.25, 1), ("uniform", 0.25, 1), ("none", 1.0, 2), ("globalcom2", 0.25, 2), ("uniform", 0.25, 2),
+    ]  # fmt: skip
+    seen = []
+    rows = bench.measure(tiny.model, settings, PLAN, lambda steps: seen.extend(steps) or seen)
+    assert seen == [0, 1, 2]
+    predicted = estimate_costs(tiny.model.config, (168, 168), [0.25], text_tokens=6)[0]
+    for setting, row in zip(settings, rows, strict=True):
+        assert (row["method"], row["batch_size"]) == (setting.method, setting.batch_size)
+        assert row["visual_tokens"] == (192 if setting.method == "none" else predicted["visual_tokens"])
+        phases = sum(row[f"{phase}_seconds"] for phase in ("tower", "selection", "projection", "prefill"))
+        assert phases == pytest.approx(row["ttft_seconds"], rel=0.5)
+        assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] > 1e6
+        assert (row["predicted_speedup"] == 1) == (setting.method == "none")
+
+
+def test_random_prompts_hold_the_images_that_they_say(tiny):
+    inputs = bench.random_inputs(tiny.model, PLAN, 3)
+    with compress(tiny.model, 0.25) as compression, torch.no_grad():
+        tiny.model(**inputs)
+    assert [image.row for image in compression.report] == [0, 1, 2]
+    assert inputs["input_ids"].shape == (3, 192 + 6)
+
+
+def test_attention_is_compared_and_restored(tiny):
+    before = footprint(tiny.model)
+    seconds = bench.compare_attention(tiny.model, PLAN)
+    assert set(seconds) == {"plain_seconds", "tapped_seconds", "output_attentions_seconds"}
+    assert tiny.model.model.vision_tower.config._attn_implementation == "sdpa"
+    assert [entry[:4] for entry in footprint(tiny.model)] == [entry[:4] for entry in before]
+
+
+def test_peak_memory_sees_a_large_tensor():
+    memory = bench.PeakMemory(torch.device("cpu"))
+    before = memory.bytes()
+    if before is None:
+        pytest.skip("this kernel does not let a process reset its peak")
+    torch.ones(30_000_000)  # 120 MB, freed at once
+    assert memory.bytes() - before > 60e6
+
+
+def test_command(capsys, tmp_path):
+    from test_cli import call
+
+    arguments = ["bench", "--rounds", "1", "--new-tokens", "1", "--retention", "0.1", "--plot", str(tmp_path / "b.png")]
+    code, out, err = call(capsys, *arguments, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert {"model", "device", "dtype", "rows", "versions", "hardware", "date"} <= set(result)
+    keys = "method retention_ratio batch_size ttft_seconds tower_seconds selection_seconds prefill_seconds peak_memory_bytes"
+    assert set(keys.split()) <= set(result["rows"][1])
+    assert Image.open(tmp_path / "b.png").width > 300
+    code, out, _ = call(capsys, *arguments, "--compare", "eager")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["compare"]["tapped_seconds"] > 0
+    for wrong, message in (
+        (["--compare", "flash"], "--compare must be"),
+        (["--method", "x"], "method must be"),
+        (["--image", "1"], "WIDTHxHEIGHT"),
+    ):
+        code, out, err = call(capsys, "bench", *wrong)
+        assert (code, out) == (2, "")
+        assert message in err
