@@ -12,7 +12,7 @@ from torch import Tensor
 from globalcom2 import patching
 from globalcom2.adapters import Adapter, Layout, tap
 from globalcom2.budget import check_ratio
-from globalcom2.errors import InputError, unknown_name
+from globalcom2.errors import InputError, UnsupportedModelError, unknown_name
 from globalcom2.families import load_adapter
 from globalcom2.memory import Memory
 from globalcom2.methods import check_options, get_method
@@ -182,6 +182,10 @@ class Compression:
             tap.record(attention, softmax=softmax, cls_index=self.adapter.cls_index) as recording,
         ):
             encoded = self.adapter.encode(base, encode)
+        if not recording.rows:
+            raise UnsupportedModelError(
+                f"layer {self.settings.layer} of the vision tower must run when the tower does, got nothing from its tap."
+            )
         with clock.phase("selection"), torch.no_grad():
             scores = self._scores(base, encoded, torch.cat(recording.rows))
             shown = None if mask is None else mask[placeholder].bool().split([len(x.slots) for x in layouts])
