@@ -229,7 +229,7 @@ KINDS = ("read", "exists", "count", "color")
 
 def question(rng: random.Random, tags: list[Tag], kind: str | None = None) -> tuple[str, str, str]:
     """One (kind, question, answer) about a scene."""
-    kind = kind or rng.choice(("read", "read", "exists", "exists", "exists", "count", "color"))
+    kind = kind or rng.choice(("read", "read", "exists", "exists", "count", "color", "color", "color"))
     if kind == "read":
         tag = rng.choice(tags)
         return kind, f"what number is on the {tag.color} {tag.shape}?", str(tag.number)
