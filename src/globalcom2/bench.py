@@ -60,7 +60,7 @@ def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int])
     for batch in batch_sizes:
         found.append(Setting("none", 1.0, batch))
         found += [Setting(method, ratio, batch) for ratio in ratios if ratio < 1.0 for method in methods]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def random_inputs(model: Any, plan: Plan, batch: int) -> dict[str, torch.Tensor]:
@@ -148,8 +148,9 @@ def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan:
         visual = compression.report[0].tokens_after if compression is not None else _placeholders(model, inputs)
         longer = _timed(lambda: model.generate(**inputs, **greedy, max_new_tokens=1 + plan.new_tokens), model.device)
     if compression is None:
-        whole = _timed(lambda: _tower(model, inputs), model.device)
-        phases = {"tower": whole}
+        tower = _timed(lambda: _tower(model, inputs), model.device)
+        whole = _timed(lambda: _features(model, inputs), model.device)
+        phases = {"tower": tower, "projection": max(0.0, whole - tower)}
     tower, selection = phases["tower"], phases.get("selection", 0.0)
     return {
         "ttft_seconds": first,
@@ -171,6 +172,12 @@ def _placeholders(model: Any, inputs: dict[str, torch.Tensor]) -> int:
 def _tower(model: Any, inputs: dict[str, torch.Tensor]) -> None:
     adapter = load_adapter(model.config.model_type)
     adapter.encode(model.base_model, adapter.encode_arguments(model.base_model, inputs))
+
+
+@torch.no_grad()
+def _features(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    adapter = load_adapter(model.config.model_type)
+    model.base_model.get_image_features(**adapter.encode_arguments(model.base_model, inputs))
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
@@ -263,7 +270,12 @@ def draw_bench(rows: list[dict[str, Any]], path: Path) -> None:
     axis = figure.subplots()
     names = [f"{r['method']} {r['retention_ratio']:g}, batch {r['batch_size']}" for r in rows]
     left = [0.0] * len(rows)
-    for phase, color in (("tower", "#4c72b0"), ("selection", "#c44e52"), ("prefill", "#dd8452")):
+    for phase, color in (
+        ("tower", "#4c72b0"),
+        ("selection", "#c44e52"),
+        ("projection", "#55a868"),
+        ("prefill", "#dd8452"),
+    ):
         values = [row[f"{phase}_seconds"] for row in rows]
         axis.barh(names, values, left=left, label=phase, color=color)
         left = [a + b for a, b in zip(left, values, strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import filesize
+from rich import box, filesize
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -135,7 +135,7 @@ def estimate(
         from globalcom2.loading import load_config  # noqa: PLC0415
 
     size = parse_size(image)
-    config = named_configs().get(model) or load_config(model)
+    config = named_configs().get(model) or load_config(model, named_configs())
     rows = estimate_costs(config, size, ratios, convention=convention, text_tokens=text_tokens)
     ours = estimate_costs(config, size, ratios, text_tokens=text_tokens) if convention == "paper" else None
     result: dict[str, Any] = {"model": model, "image": image, "convention": convention, "rows": rows}
@@ -151,11 +151,12 @@ def estimate(
 def _print_estimate(result: dict[str, Any]) -> None:
     paper = result["convention"] == "paper"
     weights = filesize.decimal(result["weight_bytes"])
-    table = Table(title=f"{result['model']}, {result['image']} image, 16-bit weights {weights}", title_justify="left")
-    columns = ["ratio", "tokens", "prefill TFLOPs", "KV MB" if paper else "KV MiB", "whole TFLOPs", "of whole"]
-    columns += ["ours: tokens", "whole TFLOPs", "of whole"] if paper else ["decode GFLOPs"]
+    title = f"{result['model']}, {result['image']} image, 16-bit weights {weights}; TFLOPs"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ["ratio", "tokens", "prefill", "KV MB" if paper else "KV MiB", "whole", "share"]
+    columns += ["ours: tokens", "whole", "share"] if paper else ["GFLOPs/token"]
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row, own in zip(result["rows"], result.get("ours", result["rows"]), strict=True):
         cache = f"{row['kv_cache_mb_as_printed']:g}" if paper else f"{row['kv_cache_bytes'] / 2**20:,.0f}"
         whole = row["total_flops"] + row.get("left_out_flops", 0)
@@ -177,7 +178,7 @@ def _print_estimate(result: dict[str, Any]) -> None:
         )
     else:
         console.print(
-            f"'whole' adds vision tower ({_tera(first['tower_flops'])}) and projector ({_tera(first['projector_flops'])})."
+            f"'whole' adds the vision tower ({_tera(first['tower_flops'])}) and the projector on the tokens that stay."
         )
 
 
@@ -188,7 +189,8 @@ def _tera(flops: int) -> str:
 @app.command()
 def bench(
     model: Annotated[
-        str, typer.Option(help="mini, a checkpoint or hub name, or random weights of a named geometry (see docs).")
+        str,
+        typer.Option(help="mini, a checkpoint or hub name; or llava-next-86m, -500m, -7b, -13b with random weights."),
     ] = "mini",
     retention: Annotated[
         list[float] | None, typer.Option(help="Ratio; repeat for several.", show_default=False)
@@ -219,11 +221,13 @@ def bench(
     with notes.status("Loading torch and transformers"):
         from globalcom2 import bench as benchmarking  # noqa: PLC0415
         from globalcom2.estimation import named_configs, parse_size  # noqa: PLC0415
-        from globalcom2.loading import load_model, random_model  # noqa: PLC0415
+        from globalcom2.loading import load_config, load_model, random_model  # noqa: PLC0415
 
     size = None if image is None else parse_size(image)
     notes.print(f"Loading {model}")
     config = named_configs().get(model)
+    if config is None:
+        load_config(model, named_configs())
     network = load_model(model, dtype, device, attn)[0] if config is None else random_model(config, dtype, device, attn)
     side = network.config.vision_config.image_size
     plan = benchmarking.Plan(size or (2 * side, 2 * side), text_tokens, new_tokens, rounds)

@@ -14,9 +14,9 @@ from globalcom2.adapters import Adapter, Layout, tap
 from globalcom2.budget import check_ratio
 from globalcom2.errors import InputError, UnsupportedModelError, unknown_name
 from globalcom2.families import load_adapter
-from globalcom2.memory import Memory
+from globalcom2.memory import Memory, memory_of_call
 from globalcom2.methods import check_options, get_method
-from globalcom2.prompt import ALIGNED, ShortPrompt, original_positions, shorten
+from globalcom2.prompt import ALIGNED, ShortPrompt, shorten
 from globalcom2.report import Clock, ImageReport, Report
 from globalcom2.selection import NEWLINES, Keep, select
 from globalcom2.views import SCORE_TYPES, Views
@@ -123,7 +123,10 @@ class Settings:
 
 
 class Compression:
-    """Settings bound to a model; a context manager. `report` describes the last call."""
+    """Settings bound to a model; a context manager.
+
+    `report` describes the last call; calls that continue a compressed cache leave the report of its first turn.
+    """
 
     def __init__(self, model: torch.nn.Module, settings: Settings):
         self.target = patching.unwrap(model)
@@ -142,7 +145,7 @@ class Compression:
     ) -> None:
         patching.pop(self.target, self)
 
-    def shorten_call(self, model: Any, call: dict[str, Any]) -> Short | None:
+    def shorten_call(self, model: Any, call: dict[str, Any], *, direct: bool = False) -> Short | None:
         """Replace a call's images by features of the kept tokens, and its prompt by a shorter one.
 
         Gradients flow through the features where the caller has them on.
@@ -150,6 +153,7 @@ class Compression:
         Args:
             model: The model that is being called: `target`, or a deep copy of it.
             call: Keyword arguments of `generate` or `forward`, not modified.
+            direct: Whether they are those of `forward`, which numbers tokens without looking at the mask.
 
         Returns:
             The new keyword arguments with what is needed to undo the shortening, or None for a call that passes
@@ -199,33 +203,20 @@ class Compression:
         self.report = Report(self.settings.retention_ratio, self.settings.method, images, clock)
 
         new = {name: value for name, value in call.items() if name not in encode}
-        memory, positions = self._memory(new.get("position_ids"), ids, mask, prompt)
+        given, original = new.pop("position_ids", None), self.settings.positions == "original"
+        memory = memory_of_call(prompt, given, ids, mask, original)
         for name, fill in ALIGNED.items():
             if new.get(name) is not None:
                 new[name] = prompt.gather(new[name], fill)
         new["input_ids"], new["attention_mask"] = prompt.input_ids, prompt.attention_mask
-        if positions is not None:
-            # Without a mask and a cache, transformers takes gaps in positions for packed sequences.
-            new["position_ids"], new["attention_mask"] = positions, memory.attention_mask
+        if original or direct or given is not None:
+            new["position_ids"] = memory.position_ids
+        if original:  # without a mask and a cache, transformers takes gaps in positions for packed sequences
+            new["attention_mask"] = memory.attention_mask
         image = self.adapter.output(features)
         image.globalcom2_memory = memory
         new["mm_encoder_outputs"] = {"image": image}
         return Short(new, prompt, memory, clock)
-
-    def _memory(
-        self, given: Tensor | None, ids: Tensor, mask: Tensor | None, prompt: ShortPrompt
-    ) -> tuple[Memory, Tensor | None]:
-        """What a cache should remember, and the positions to pass on: None lets the model number the short prompt."""
-        present = torch.ones_like(ids) if mask is None else mask.to(ids.device)
-        full = original_positions(present) if given is None else given.expand_as(ids)
-        kept = prompt.gather(full, 0)
-        original = self.settings.positions == "original"
-        # Tokens lost before each kept one, by which closed numbers are lower.
-        lost = prompt.gather(original_positions(present), 0) - original_positions(prompt.real.long())
-        positions = kept if original else (kept - lost).clamp(min=0)
-        dropped = present.sum(1) - prompt.real.sum(1)
-        memory = Memory(ids.shape[1], prompt.input_ids, prompt.real.to(present.dtype), positions, dropped, original)
-        return memory, positions if original or given is not None else None
 
     def _scores(self, base: Any, encoded: Any, rows: Tensor) -> Tensor:
         """Token scores (views, tokens)."""

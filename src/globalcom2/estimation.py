@@ -13,6 +13,7 @@ from globalcom2.adapters import kept_places
 from globalcom2.budget import check_ratio
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.families import load_adapter
+from globalcom2.images import check_size
 
 CONVENTIONS = ("ours", "paper")
 
@@ -52,6 +53,7 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
     if not match or not all(int(side) for side in match.groups()):
         raise InputError(f"image must be WIDTHxHEIGHT in pixels, such as 672x672, got {text!r}.")
+    check_size(int(match[1]), int(match[2]))
     return int(match[1]), int(match[2])
 
 

@@ -42,15 +42,15 @@ def open_image(path: str | Path) -> Image.Image:
         raise DataError(
             f"image must be complete, got {path.name!r}, which cannot be decoded ({error}). Save it again."
         ) from None
-    check_size(image)
+    check_size(*image.size)
     return image
 
 
-def check_size(image: Image.Image) -> None:
+def check_size(width: int, height: int) -> None:
     """Raise `DataError` for a picture of which a model would see nothing."""
-    short, long = sorted(image.size)
+    short, long = sorted((width, height))
     if short < SHORTEST_SIDE or long > LONGEST_ASPECT * short:
         raise DataError(
             f"image must be at least {SHORTEST_SIDE} px on each side and at most {LONGEST_ASPECT} times as long as wide, "
-            f"got {image.width} x {image.height}. Crop it to the part that matters."
+            f"got {width} x {height}. Crop it to the part that matters."
         )

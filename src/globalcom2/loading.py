@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,13 +93,22 @@ def _device(device: str) -> torch.device:
     return target
 
 
-def load_config(name: str) -> Any:
-    """The configuration of "mini", of a folder or of a name on the hub, checked to be of a supported family."""
+def load_config(name: str, also: Iterable[str] = ()) -> Any:
+    """The configuration of "mini", of a folder or of a name on the hub, checked to be of a supported family.
+
+    `also` are further names that the caller knows, to be suggested when this one is mistyped.
+    """
+    known = (*also, *KNOWN_CHECKPOINTS)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if "/" not in name and name != MINI and not Path(name).is_dir():
+        here = ", ".join((MINI, *also))
+        raise InputError(
+            f"model must be {here}, a folder with a checkpoint or a hub name such as owner/name, got {name!r}.{hint}"
+        )
     try:
         config = AutoConfig.from_pretrained(FOLDER if name == MINI else name)
     except (OSError, ValueError) as error:
-        near = difflib.get_close_matches(name, KNOWN_CHECKPOINTS, n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from globalcom2.adapters import tap
 from globalcom2.errors import InputError, UnsupportedModelError
-from globalcom2.memory import Memory, memory_of, remember
+from globalcom2.memory import Memory, recall, remember
 
 if TYPE_CHECKING:
     from globalcom2.compression import Compression, Short
@@ -28,8 +28,8 @@ STATE = "_globalcom2"
 
 # Blocks may be entered and left by several threads at once.
 _lock = threading.RLock()
-# Inside generate the prompt is short already: the forward hooks have nothing to do there.
-_generating: ContextVar[bool] = ContextVar("globalcom2_generating", default=False)
+# Models whose generate is running here: their prompt is short already, so the forward hooks have nothing to do.
+_generating: ContextVar[frozenset[int]] = ContextVar("globalcom2_generating", default=frozenset())
 
 
 def unwrap(model: Any) -> Any:
@@ -100,10 +100,11 @@ def push(model: Any, compression: Compression, *, permanent: bool = False) -> No
 def pop(model: Any, compression: Compression) -> None:
     """Deactivate a compression; the last one to go leaves the model as it was."""
     with _lock:
-        state = model.__dict__[STATE]
-        last = max(i for i, entered in enumerate(state.stack) if entered is compression)
-        del state.stack[last]
-        _unpatch_if_idle(model)
+        state = model.__dict__.get(STATE)
+        entered = [] if state is None else [i for i, other in enumerate(state.stack) if other is compression]
+        if entered:
+            del state.stack[entered[-1]]
+            _unpatch_if_idle(model)
 
 
 def pop_permanent(model: Any) -> None:
@@ -143,15 +144,17 @@ class Shorten:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         compression = self.state.active
-        if compression is None or _generating.get():
+        if compression is None or (id(model) in _generating.get() and kwargs.get("pixel_values") is None):
             return None
         names = list(inspect.signature(type(model).forward).parameters)[1:]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         cache = call.get("past_key_values")
+        memory = recall(cache, call.get("input_ids"))
+        if memory is not None:
+            return (), memory.continued_step(call, cache.get_seq_length())  # type: ignore[union-attr]
         if cache is not None and cache.get_seq_length() > 0:
-            memory = memory_of(cache, call.get("input_ids"))
-            return None if memory is None else ((), memory.continued_step(call, cache.get_seq_length()))
-        short = compression.shorten_call(model, call)
+            return None
+        short = compression.shorten_call(model, call, direct=True)
         return None if short is None else ((), short.call)
 
 
@@ -185,7 +188,7 @@ class Generate:
     def original(self, **call: Any) -> Any:
         """The model's own generate."""
         generate = self.before if self.before is not None else type(self.model).generate.__get__(self.model)
-        token = _generating.set(True)
+        token = _generating.set(_generating.get() | {id(self.model)})
         try:
             return generate(**call)
         finally:
@@ -201,9 +204,11 @@ class Generate:
         if call.get("inputs") is not None and "input_ids" not in call and not call["inputs"].is_floating_point():
             call["input_ids"] = call.pop("inputs")
         ids, cache = call.get("input_ids"), call.get("past_key_values")
+        memory = recall(cache, ids)
+        if memory is not None:
+            return self._continue(call, memory)
         if cache is not None and cache.get_seq_length() > 0:
-            memory = memory_of(cache, ids)
-            return self.original(**call) if memory is None else self._continue(call, memory)
+            return self.original(**call)
         given = call
         if ids is not None and call.get("attention_mask") is None:
             call = {**call, "attention_mask": _inferred_mask(self.model, call)}
@@ -218,18 +223,20 @@ class Generate:
                 "use_cache must not be False with positions='original', got False: without a cache, transformers takes "
                 "gaps in positions for packed sequences. Use positions='closed'."
             )
-        with short.clock.phase("generation"):
-            out = self.original(**_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
-        remember(call.get("past_key_values"), short.memory)
-        return _restored(out, call["input_ids"], short.prompt.input_ids, short.memory)
+        try:
+            with short.clock.phase("generation"):
+                out = self.original(**_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
+        finally:  # a streamer may have stopped the call after its cache was filled
+            remember(call.get("past_key_values"), short.memory)
+        out = _restored(out, call["input_ids"], short.prompt.input_ids)
+        remember(getattr(out, "past_key_values", None), short.memory)
+        return out
 
     def _continue(self, call: dict[str, Any], memory: Memory) -> Any:
         """Go on from a cache that remembers its short prompt."""
         ids = call["input_ids"]
         call = memory.continued_prompt(call)
-        return _restored(
-            self.original(**_adapted(self.model, call, ids, call["input_ids"])), ids, call["input_ids"], memory
-        )
+        return _restored(self.original(**_adapted(self.model, call, ids, call["input_ids"])), ids, call["input_ids"])
 
 
 def _setting(model: Any, call: dict[str, Any], name: str) -> Any:
@@ -291,12 +298,11 @@ def _with_prompt(ids: Tensor, sequences: Tensor, short: int) -> Tensor:
     return torch.cat([prompt, sequences[:, short:]], 1)
 
 
-def _restored(out: Any, ids: Tensor, short_ids: Tensor, memory: Memory) -> Any:
-    """The result of a short call with the caller's own prompt in front; its cache remembers the short one."""
+def _restored(out: Any, ids: Tensor, short_ids: Tensor) -> Any:
+    """The result of a short call, with the caller's own prompt in front."""
     if isinstance(out, Tensor):
         return _with_prompt(ids, out, short_ids.shape[1])
     out.sequences = _with_prompt(ids, out.sequences, short_ids.shape[1])
-    remember(getattr(out, "past_key_values", None), memory)
     return out
 
 

@@ -130,8 +130,8 @@ def batch_of(pictures, tokens, phase: str, step: int, size: int):
     for _, tags in chosen:
         if phase == "captions":
             places.append(caption_places(tags, grid, rng))
-        # A quarter of the question phase stays captions, to keep the look-ups alive.
-        captions = phase == "captions" or rng.random() < 0.25
+        # Two fifths of the question phase stay captions, to keep the look-ups alive.
+        captions = phase == "captions" or rng.random() < 0.4
         rows.append(texts(tokens, (caption_segments if captions else question_segments)(rng, tags)))
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[*i, *[tokens.pad_token_id] * (longest - len(i))] for i, _ in rows])

@@ -260,12 +260,28 @@ def absent_pairs(rng: random.Random, tags: list[Tag], count: int) -> list[tuple[
 
 
 def caption(rng: random.Random, tags: list[Tag]) -> str:
-    """All tags in random order: every word after the first is a supervised look-up."""
-    return ", ".join(f"{t.color} {t.shape} {t.number}" for t in rng.sample(tags, len(tags)))
+    """All tags in random order: every word after the first is a supervised look-up.
+
+    Half of the time the shape comes first, so that colours are looked up by shape as well as shapes by colour.
+    """
+    shape_first = rng.random() < 0.5
+    order = rng.sample(tags, len(tags))
+    return ", ".join(
+        f"{t.shape} {t.color} {t.number}" if shape_first else f"{t.color} {t.shape} {t.number}" for t in order
+    )
 
 
 def look_ups(rng: random.Random, tags: list[Tag]) -> list[tuple[str, str]]:
-    """(colour and shape, number or "no") for all tags and as many absent pairs, in random order."""
+    """What is asked and its answer, in random order.
+
+    Either the numbers of all tags and "no" for as many absent ones, or the colour of each shape that only one tag has
+    and "no" for the shapes that none has.
+    """
+    shapes = [t.shape for t in tags]
+    by_shape = [(t.shape, t.color) for t in tags if shapes.count(t.shape) == 1]
+    by_shape += [(shape, "no") for shape in SHAPES if shape not in shapes]
+    if by_shape and rng.random() < 0.5:
+        return rng.sample(by_shape, len(by_shape))
     entries = [(f"{t.color} {t.shape}", str(t.number)) for t in tags]
     entries += [(f"{color} {shape}", "no") for color, shape in absent_pairs(rng, tags, len(tags))]
     return rng.sample(entries, len(entries))

@@ -94,7 +94,7 @@ class LlavaNextAdapter(Adapter):
         token = index >= 0
         projected = base.multi_modal_projector(encoded.flatten(0, 1)[index[token]])
         newlines = base.image_newline.to(projected).expand(len(index), -1)
-        features: Tensor = newlines.masked_scatter(token[:, None], projected)
+        features: Tensor = newlines.masked_scatter(token.to(projected.device)[:, None], projected)
         return features
 
 
