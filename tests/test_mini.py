@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from globalcom2 import compress, load_mini
 from globalcom2.comparison import chat_prompt
 from globalcom2.mini import DEMO_QUESTION, FOLDER, demo_picture
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "mini-held-out.json"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "mini-held-out.json"
+TRAINING = ROOT / "training" / "mini"
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +53,18 @@ def test_the_tokenizer_keeps_words_and_numbers_apart(mini):
     assert tokens.unk_token_id in tokens("banana", add_special_tokens=False).input_ids
 
 
+def test_tables_are_made_from_the_committed_result():
+    sys.path.insert(0, str(TRAINING))
+    from evaluate import markdown_table
+
+    table = markdown_table(json.loads(RESULTS.read_text()))
+    for text in (ROOT / "README.md", FOLDER.parent / "MODEL_CARD.md"):
+        assert table in text.read_text()
+
+
 def test_published_figures_hold_on_a_sample(mini):
     """A few of the held-out pictures again: the committed accuracy is not from another model."""
-    pytest.importorskip("skimage")
-    import sys
-
-    sys.path.insert(0, str(RESULTS.parent.parent.parent / "training" / "mini"))
+    sys.path.insert(0, str(TRAINING))
     from evaluate import questions, score
 
     torch.set_num_threads(1)

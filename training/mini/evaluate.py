@@ -12,6 +12,7 @@ import json
 import platform
 import random
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -65,6 +66,20 @@ def score(model, processor, asked, method: str, ratio: float) -> dict:
     }
 
 
+def markdown_table(result: dict) -> str:
+    """The table of README and model card."""
+    lines = [
+        "| method | ratio | visual tokens | " + " | ".join(KINDS) + " | all |",
+        "|---|---|---|" + "---|" * (len(KINDS) + 1),
+    ]
+    for run in result["runs"]:
+        cells = [f"{run['kinds'][kind]:.1%}" for kind in KINDS] + [f"{run['accuracy']:.1%}"]
+        lines.append(
+            f"| {run['method']} | {run['retention_ratio']:g} | {run['visual_tokens']:.0f} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=200)
@@ -86,13 +101,14 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "benchmark": "mini model on held-out pictures",
-        "command": f"python training/mini/evaluate.py --pictures {args.pictures} --tags {args.tags}",
+        "command": "python training/mini/evaluate.py " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit,
         "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "runs": runs,
     }
+    print(markdown_table(result))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
