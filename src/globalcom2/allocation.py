@@ -24,11 +24,11 @@ def apportion(totals: Tensor, weights: Tensor, floors: Tensor, caps: Tensor) -> 
     """
     if caps.shape[-1] == 0:
         return floors.long()
-    low, high = torch.broadcast_tensors(floors.double(), caps.double())
+    low, high = floors.double(), caps.double()
     weights = weights.double().clamp(min=1e-12)
     # total(c) = sum(clip(c * weight, floor, cap)) is piecewise linear in the common factor c: find its segment, then c.
     points = torch.cat([low / weights, high / weights], -1).sort(-1).values
-    sums = (points[..., None] * weights[..., None, :]).clamp(low[..., None, :], high[..., None, :]).sum(-1)
+    sums = (points[..., None] * weights[..., None, :]).clamp(low[..., None, :], high.unsqueeze(-2)).sum(-1)
     goal = totals.double()[..., None]
     right = torch.searchsorted(sums, goal.expand(*sums.shape[:-1], 1).contiguous()).clamp(1, sums.shape[-1] - 1)
     x0, x1 = points.gather(-1, right - 1), points.gather(-1, right)
@@ -108,9 +108,13 @@ def exact_with_newlines(
     distance = (position - counts[..., None]).flatten(1)
     on_open_line = newlines.gather(-1, lines.clamp(min=0).flatten().expand(batch, -1))
     spare = (valid & ~keep).flatten(1)
-    # Next in line first: tokens of open lines before all others.
-    order = ranks(-(distance + torch.where(on_open_line, 0, tokens)).masked_fill(~spare, 4 * tokens))
-    keep |= (spare & (order < left[:, None])).unflatten(1, (crops, tokens))
+    # Next in line first, tokens of open lines before all others; never more than one per line and one on top.
+    urgency = (distance + torch.where(on_open_line, 0, tokens)).masked_fill(~spare, 4 * tokens)
+    place = torch.arange(crops * tokens, device=valid.device)
+    first = (urgency * len(place) + place).topk(min(line_count + 1, len(place)), largest=False).indices
+    wanted = torch.arange(first.shape[1], device=valid.device) < left[:, None]
+    added = torch.zeros_like(spare).scatter(-1, first, wanted)
+    keep |= (spare & added).unflatten(1, (crops, tokens))
     return _thumbnail(ranking, budget), keep, newlines
 
 
@@ -134,6 +138,6 @@ def _share(totals: Tensor, ratios: Tensor, valid: Tensor) -> Tensor:
     """Tokens per crop, (batch, len(totals), crops): by ratio and valid size, at least one where the total allows."""
     caps = valid.sum(-1)
     one_each = caps.clamp(max=1)
-    floors = torch.where(totals[:, None] >= one_each.sum(), one_each, 0)
+    floors = one_each * (totals[:, None] >= one_each.sum())
     weights = (ratios * caps)[:, None].expand(-1, len(totals), -1)
     return apportion(totals.expand(ratios.shape[0], -1), weights, floors.expand_as(weights), caps)

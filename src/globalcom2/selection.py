@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,19 +108,11 @@ def select(
 
 
 def _with_batch_axis(views: Views) -> Views:
-    def lift(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[None]
-
-    return Views(
-        views.scores[None],
-        views.valid,
-        views.grid,
-        lift(views.features),
-        lift(views.thumbnail_scores),
-        views.token_grid,
-        views.lines,
-        views.score_type,
-    )
+    lifted = copy.copy(views)  # checked already
+    for name in ("scores", "features", "thumbnail_scores"):
+        tensor = getattr(views, name)
+        object.__setattr__(lifted, name, None if tensor is None else tensor[None])
+    return lifted
 
 
 def _check_finite(views: Views) -> None:

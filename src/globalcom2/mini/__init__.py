@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "model"
 DEMO_PICTURE = Path(__file__).parent / "demo.png"
-DEMO_QUESTION = "What number is on the orange star?"
+DEMO_QUESTION = "What number is on the orange triangle?"
 
 
 def load_mini(**kwargs: Any) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:

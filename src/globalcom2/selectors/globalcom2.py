@@ -141,7 +141,7 @@ def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, *, per_ar
     if how == "max":
         covered = (rows[:, None, :, None] > 0) & (cols[None, :, None, :] > 0)
         return thumbnail_map[:, None, None].masked_fill(~covered, -torch.inf).amax((-2, -1)).flatten(1)
-    mass = torch.einsum("rh,bhw,cw->brc", rows, thumbnail_map, cols).flatten(1)
+    mass: Tensor = (rows @ thumbnail_map @ cols.T).flatten(1)
     area = torch.outer(rows.sum(1), cols.sum(1)).flatten()
     if how == "sum" and not per_area:
         return mass
