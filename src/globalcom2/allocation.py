@@ -96,7 +96,7 @@ def exact_with_newlines(
 
     # A line opens for a candidate as soon as one crop's count reaches the crop's best token on that line.
     best = position.new_full((batch, crops, line_count + 1), tokens)
-    best = best.scatter_reduce(-1, lines.clamp(min=-1).add(1).expand_as(position), position, "amin")[..., 1:]
+    best = best.scatter_reduce(-1, lines.add(1).expand_as(position), position, "amin")[..., 1:]
     opened = (counts[..., None] > best[:, None]).any(2)  # (batch, candidates, lines)
     cost = totals + opened.sum(-1)
     candidates = torch.arange(len(totals), device=valid.device)
