@@ -62,7 +62,11 @@ def main() -> None:
                     }
                 )
                 print(f"{method:12} {ratio:<5} {name:24} {middle:6.2f} ms  (p5 {low:.2f}, p95 {high:.2f})")
-    machine = {"processor": platform.processor() or platform.machine(), "threads": 1, "versions": {"torch": torch.__version__}}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": 1,
+        "versions": {"torch": torch.__version__},
+    }
     print(
         json.dumps(
             {"benchmark": "selection", "image": "672x672", "width": WIDTH, "runs": RUNS, **machine, "rows": rows}
