@@ -24,8 +24,10 @@ LAYERS = [
     {"generating", "picture"},
     {"patching"},
     {"compression", "mini"},
-    {"loading", "comparison", "estimation"},
-    {"bench"},
+    {"loading", "comparison", "estimation", "questions", "intervals", "plots"},
+    {"bench", "answers"},
+    {"evals"},
+    {"analysis"},
     {"cli"},
     {"__main__"},
 ]

@@ -12,6 +12,7 @@ from globalcom2.allocation import apportion, ranks
 from globalcom2.budget import check_ratio, keep_counts
 from globalcom2.errors import DataError
 from globalcom2.selection import budget_of
+from globalcom2.selectors.globalcom2 import globalcom2
 
 
 @st.composite
@@ -210,12 +211,56 @@ def test_random_depends_on_the_seed_alone():
 
 
 def test_softmaxed_scores_need_their_own_temperature():
-    scores = torch.randn(5, 64).softmax(-1)
-    scores[0, :16] *= 4
+    scores = torch.randn(5, 576).softmax(-1)
+    scores[0, :144] *= 4
     logits = Views(scores[1:], grid=(2, 2), thumbnail_scores=scores[0])
     attention = Views(scores[1:], grid=(2, 2), thumbnail_scores=scores[0], score_type="attention")
-    spread = [int(select(v, 0.5).crops.sum(1).max() - select(v, 0.5).crops.sum(1).min()) for v in (logits, attention)]
-    assert spread[0] <= 1 < spread[1]
+    counts = [select(v, 0.5).crops.sum(1) for v in (logits, attention)]
+    spread = [int(c.max() - c.min()) / 576 for c in counts]
+    assert spread[0] < 0.02
+    assert spread[1] > 0.2
+
+
+def test_a_temperature_means_the_same_at_every_resolution():
+    coarse = torch.randn(12, 12)
+    fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    views = [Views(torch.zeros(1, 9, m.numel()), None, (3, 3), None, m.flatten()[None]) for m in (coarse, fine)]
+    ratios = [globalcom2(v, 0.3).ratios for v in views]
+    assert torch.allclose(*ratios)
+
+
+def test_newlines_can_be_given_up_for_tokens():
+    lines = torch.arange(8).repeat_interleave(8).repeat(4, 1) + torch.tensor([0, 0, 8, 8])[:, None]
+    views = Views(torch.randn(4, 64), grid=(2, 2), thumbnail_scores=torch.randn(64), lines=lines)
+    counted, none = select(views, 0.1), select(views, 0.1, newlines="none")
+    assert not none.newlines.any()
+    assert none.thumbnail.sum() == counted.thumbnail.sum()
+    assert none.crops.sum() == counted.crops.sum() + counted.newlines.sum()
+    assert select(views, 1.0, newlines="none").crops.all()
+
+
+@given(ratio=st.floats(0.001, 1.0), weight=st.floats(0.01, 20.0), newlines=st.sampled_from(["counted", "all", "none"]))
+def test_the_thumbnails_weight_moves_tokens_and_keeps_the_total(ratio, weight, newlines):
+    torch.manual_seed(0)
+    lines = torch.arange(8).repeat_interleave(8).repeat(4, 1) + torch.tensor([0, 0, 8, 8])[:, None]
+    views = Views(torch.randn(4, 64), grid=(2, 2), thumbnail_scores=torch.randn(64), lines=lines)
+    usual, moved = (select(views, ratio, newlines=newlines, thumbnail_weight=w) for w in (1.0, weight))
+
+    def total(keep):
+        return int(keep.thumbnail.sum() + keep.crops.sum() + (keep.newlines.sum() if newlines != "all" else 0))
+
+    if newlines == "none":  # what no token can use is lost
+        budget = max(1, math.floor(ratio * 336 + 0.5))
+        assert moved.crops.sum() == min(256, budget - moved.thumbnail.sum())
+    else:
+        assert total(moved) == total(usual)
+    assert (moved.thumbnail.sum() - usual.thumbnail.sum()) * (weight - 1.0) >= 0
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf"), "2", True])
+def test_a_bad_thumbnail_weight_is_refused(weight):
+    with pytest.raises(InputError, match="thumbnail_weight must be"):
+        select(Views(torch.zeros(1, 4), grid=(1, 1), thumbnail_scores=torch.zeros(4)), 0.5, thumbnail_weight=weight)
 
 
 def test_an_image_without_crops_keeps_its_thumbnail():

@@ -36,7 +36,9 @@ def check_ratio(retention_ratio: float) -> float:
     raise InputError(f"retention_ratio must be in (0, 1], got {retention_ratio!r}. {cure}")
 
 
-def keep_counts(retention_ratio: float, thumbnail: int, crops: int, newlines: int = 0) -> Budget:
+def keep_counts(
+    retention_ratio: float, thumbnail: int, crops: int, newlines: int = 0, thumbnail_weight: float = 1.0
+) -> Budget:
     """Split an image's budget between its thumbnail and its crops.
 
     Args:
@@ -44,6 +46,7 @@ def keep_counts(retention_ratio: float, thumbnail: int, crops: int, newlines: in
         thumbnail: Tokens of the thumbnail (0 if the image has none).
         crops: Valid tokens of all crops together.
         newlines: Newlines that the crops' packing adds and that count.
+        thumbnail_weight: The thumbnail's ratio over `retention_ratio`; the crops get what is left of the total.
 
     Returns:
         The exact numbers: `total` is floor(retention_ratio * everything + 0.5) in double precision, at least one (zero
@@ -53,7 +56,8 @@ def keep_counts(retention_ratio: float, thumbnail: int, crops: int, newlines: in
     if thumbnail == crops == 0:
         return Budget(0, 0, 0)
     total = max(1, _round_half_up(ratio * (thumbnail + crops + newlines)))
-    kept = 0 if thumbnail == 0 else min(total, max(1, _round_half_up(ratio * thumbnail)))
+    kept = min(total, thumbnail, max(1, _round_half_up(ratio * thumbnail_weight * thumbnail)))
+    kept = max(kept, total - crops - newlines)  # what the crops cannot take
     if crops == 0:
         kept = total = max(1, _round_half_up(ratio * thumbnail))
     return Budget(total, kept, total - kept)

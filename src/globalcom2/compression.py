@@ -18,7 +18,7 @@ from globalcom2.memory import Memory, memory_of_call
 from globalcom2.methods import check_options, get_method
 from globalcom2.prompt import ALIGNED, ShortPrompt, shorten
 from globalcom2.report import Clock, ImageReport, Report
-from globalcom2.selection import NEWLINES, Keep, select
+from globalcom2.selection import NEWLINES, Keep, check_thumbnail_weight, select
 from globalcom2.views import SCORE_TYPES, Views
 
 POSITIONS = ("closed", "original")
@@ -36,6 +36,7 @@ def compress(
     score: str = "logits",
     layer: int = -1,
     newlines: str | None = None,
+    thumbnail_weight: float = 1.0,
     positions: str = "closed",
     thumbnail_order: str = "raster",
     **options: Any,
@@ -52,7 +53,8 @@ def compress(
         score: What saliency is: "logits" ([CLS] row before the softmax, mean over heads), "attention" (after it) or
             "similarity" (minus the cosine of a token's features to the mean of its view).
         layer: The tower's layer whose attention row is read; negative counts from the end.
-        newlines: "counted" or "all", see `select`.
+        newlines: "counted", "all" or "none", see `select`.
+        thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`.
         positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
         thumbnail_order: "raster", or "score" for best first as in the published code.
         **options: Options of the method.
@@ -75,11 +77,13 @@ def compress(
         _one_of("score", score, SCORE_TYPES),
         layer,
         newlines if newlines is None else _one_of("newlines", newlines, NEWLINES),
+        thumbnail_weight,
         _one_of("positions", positions, POSITIONS),
         _one_of("thumbnail_order", thumbnail_order, THUMBNAIL_ORDERS),
         options,
     )
-    own = ("exact", "score", "layer", "newlines", "positions", "thumbnail_order")
+    check_thumbnail_weight(thumbnail_weight, exact)
+    own = ("exact", "score", "layer", "newlines", "thumbnail_weight", "positions", "thumbnail_order")
     check_options(get_method(method), options, also=own)
     return Compression(model, settings)
 
@@ -117,6 +121,7 @@ class Settings:
     score: str
     layer: int
     newlines: str | None
+    thumbnail_weight: float
     positions: str
     thumbnail_order: str
     options: dict[str, Any]
@@ -218,6 +223,19 @@ class Compression:
         new["mm_encoder_outputs"] = {"image": image}
         return Short(new, prompt, memory, clock)
 
+    def keep(self, views: Views) -> Keep:
+        """What stays of a batch of images of one layout."""
+        settings = self.settings
+        return select(
+            views,
+            settings.retention_ratio,
+            settings.method,
+            settings.exact,
+            settings.newlines,
+            settings.thumbnail_weight,
+            **settings.options,
+        )
+
     def _scores(self, base: Any, encoded: Any, rows: Tensor) -> Tensor:
         """Token scores (views, tokens)."""
         if self.settings.score != "similarity":
@@ -257,9 +275,7 @@ class Compression:
                 layout.lines,
                 settings.score,
             )
-            keep = select(
-                batch, settings.retention_ratio, settings.method, settings.exact, settings.newlines, **settings.options
-            )
+            keep = self.keep(batch)
             flat = torch.cat(
                 [keep.thumbnail, keep.crops.flatten(1), *([] if keep.newlines is None else [keep.newlines])], 1
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from globalcom2.methods import check_options, get_method
 from globalcom2.selectors import Ranking
 from globalcom2.views import Views
 
-NEWLINES = ("counted", "all")
+NEWLINES = ("counted", "all", "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +32,11 @@ class Keep:
     """bool (lines,): newlines that stay; None where the packing has none."""
 
 
-def budget_of(views: Views, retention_ratio: float, newlines: str = "counted") -> Budget:
+def budget_of(views: Views, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0) -> Budget:
     """The exact budget of one image: from shapes, `valid` and the ratio only."""
     thumbnail = 0 if views.thumbnail_scores is None else views.tokens
-    return keep_counts(retention_ratio, thumbnail, views.valid_count, views.line_count if newlines == "counted" else 0)
+    lines = 0 if newlines == "all" else views.line_count
+    return keep_counts(retention_ratio, thumbnail, views.valid_count, lines, thumbnail_weight)
 
 
 @torch.no_grad()
@@ -44,6 +46,7 @@ def select(
     method: str = "globalcom2",
     exact: bool = True,
     newlines: str | None = None,
+    thumbnail_weight: float = 1.0,
     **options: Any,
 ) -> Keep:
     """Choose the tokens that survive.
@@ -56,8 +59,10 @@ def select(
             image. False: the published code's rounding (int() per view, clip at 1, nothing redistributed); with
             default options the kept sets equal those of the paper's code.
         newlines: For packings with newline tokens (`views.lines`). "counted": the budget pays for them and a line
-            keeps its newline only if it keeps a token. "all": every line keeps its newline and none is counted, as in
-            the published code. Default: "counted" if `exact`, else "all".
+            keeps its newline only if it keeps a token. "none": the same budget, all of it for tokens. "all": every line
+            keeps its newline and none is counted, as in the published code. Default: "counted" if `exact`, else "all".
+        thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
+            budget. Needs `exact`.
         **options: Options of the method, see its docstring.
 
     Returns:
@@ -75,6 +80,7 @@ def select(
     newlines = newlines if newlines is not None else ("counted" if exact else "all")
     if newlines not in NEWLINES:
         raise InputError(f"newlines must be one of {', '.join(NEWLINES)}, got {newlines!r}.")
+    check_thumbnail_weight(thumbnail_weight, exact)
     chosen = get_method(method)
     if not exact:
         options = {**chosen.published, **options}
@@ -91,9 +97,13 @@ def select(
     if not exact:
         thumbnail, crops = allocation.as_published(ranking, ratio, valid)
     elif lines is None or newlines == "all" or views.line_count == 0:
-        thumbnail, crops = allocation.exact(ranking, budget_of(views, ratio, "all"), valid)
+        thumbnail, crops = allocation.exact(ranking, budget_of(views, ratio, "all", thumbnail_weight), valid)
+    elif newlines == "none":
+        budget = budget_of(views, ratio, newlines, thumbnail_weight)
+        thumbnail, crops = allocation.exact(ranking, budget._replace(crops=min(budget.crops, views.valid_count)), valid)
+        kept_newlines = torch.zeros(batch, views.line_count, dtype=torch.bool, device=valid.device)
     else:
-        budget = budget_of(views, ratio)
+        budget = budget_of(views, ratio, newlines, thumbnail_weight)
         thumbnail, crops, kept_newlines = allocation.exact_with_newlines(
             ranking, budget, valid, lines, views.line_count
         )
@@ -105,6 +115,14 @@ def select(
         thumbnail = valid.new_zeros(batch, 0)
     keep = Keep(thumbnail, crops, kept_newlines)
     return keep if batched else Keep(*(None if mask is None else mask[0] for mask in (thumbnail, crops, kept_newlines)))  # type: ignore[arg-type]
+
+
+def check_thumbnail_weight(weight: float, exact: bool) -> None:
+    """Raise `InputError` for a weight out of range, or one that the published rounding cannot follow."""
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0.0 < weight < float("inf"):
+        raise InputError(f"thumbnail_weight must be a positive number, got {weight!r}.")
+    if weight != 1.0 and not exact:
+        raise InputError(f"thumbnail_weight must be 1 with exact=False, got {weight!r}: every view has its own share.")
 
 
 def _with_batch_axis(views: Views) -> Views:

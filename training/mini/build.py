@@ -13,6 +13,7 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from scenes import COLORS, SHAPES, VIEW
+from scenes import WORDS as DOCUMENT_WORDS
 from tower import MEAN, PATCH, STD, tower_config
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>")
@@ -37,7 +38,9 @@ WORDS = [
     "below",
     "largest",
     "smallest",
-    "total",
+    "or",
+    "tag",
+    "much",
     "document",
     "line",
     "yes",
@@ -67,7 +70,7 @@ CHAT_TEMPLATE = (
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Word-level, lower case. A digit at the start of a number and one inside it are different tokens: tens and units."""
-    words = [f"▁{w}" for w in (*WORDS, *COLORS, *SHAPES)]
+    words = [f"▁{w}" for w in (*WORDS, *COLORS, *SHAPES, *DOCUMENT_WORDS)]
     digits = [f"▁{d}" for d in range(10)] + [str(d) for d in range(10)]
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words, *digits, "?", ".", ","))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

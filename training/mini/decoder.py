@@ -1,10 +1,11 @@
 """Step 2: projector, newline and decoder on top of the frozen tower, whose features are computed once per picture.
 
-First captions of all tags in random order and look-ups of present and absent ones, on few tokens per picture (the tags'
-and some background): nearly every word is supervised, and the step from reading to binding takes minutes. Then questions on the full prompt,
-packed as LLaVA-NeXT packs it, crops, newlines and all.
+First captions of everything in random order and look-ups of what is present and absent: nearly every word is supervised,
+and the step from reading to binding takes minutes. Then questions. Most steps see a part of the visual tokens, which is
+several times cheaper than all of them: some tokens of every tag and line and others at random, newlines all or none, in
+the order in which LLaVA-NeXT packs them. No selector has a say in that. The other question steps see all tokens.
 
-    python decoder.py TOWER.pt OUT.pt --pictures 7000 --captions 2500 --questions 4000     resumes from OUT.pt
+    python decoder.py TOWER.pt OUT.pt --pictures 8000 --captions 3000 --questions 6000     resumes from OUT.pt
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import random
 import time
 from collections import defaultdict
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +28,17 @@ from torch.utils.data import DataLoader, Dataset
 from build import model as build_model
 from build import processor as build_processor
 from globalcom2.adapters.llava_next import LlavaNextAdapter
-from scenes import VIEW, Tag, caption, look_ups, question, scene
-from tower import PATCH, SIDE, normalise
+from questions import KINDS, caption, look_ups, question
+from scenes import VIEW, Scene, scene
+from tower import PATCH, SIDE, hidden_state, normalise
 
 IGNORE = -100
-CROP_PLACES, THUMBNAIL_PLACES = 64, 12  # tokens per picture while captions are learnt
+TOKENS = SIDE * SIDE
 QUESTIONS = 8
+# How often each kind is asked, where the scene allows it.
+FREQUENCY = {"read": 2, "exists": 2, "count": 1.5, "color": 1.5, "left": 2, "largest": 1, "document": 4}
+PHASES = {"captions": 2e-3, "questions": 1.5e-3}  # learning rates
+ALL_TOKENS = 0.35  # share of the question steps
 
 
 def cut(image: Image.Image) -> np.ndarray:
@@ -42,7 +50,7 @@ def cut(image: Image.Image) -> np.ndarray:
 
 
 class Pictures(Dataset):
-    """Scene `index` as (views, grid, tags)."""
+    """Scene `index` as (views, scene without its image)."""
 
     def __init__(self, count: int):
         self.count = count
@@ -51,62 +59,83 @@ class Pictures(Dataset):
         return self.count
 
     def __getitem__(self, index: int):
-        grid = random.Random(f"grid-{index}").choices(
-            [(2, 2), (1, 2), (2, 1), (1, 3), (3, 1), (3, 3)], [5, 1, 1, 1, 1, 1.2]
-        )[0]
-        image, tags = scene(f"decoder-{index}", grids=(grid,), tags=(1, 5))
-        return torch.from_numpy(cut(image)), grid, tags
+        shown = scene(f"decoder-{index}")
+        return torch.from_numpy(cut(shown.image)), replace(shown, image=Image.new("1", shown.image.size))
 
 
 @torch.no_grad()
 def bank(tower, count: int, device: str):
-    """Tower features of `count` pictures, by grid: lists of (float16 (views * tokens, dim), tags)."""
+    """Tower features of `count` pictures, by grid: lists of (float16 (views * tokens, dim), scene)."""
     pictures, start = defaultdict(list), time.time()
     loader = DataLoader(Pictures(count), batch_size=None, collate_fn=tuple, num_workers=1)
-    for done, (views, grid, tags) in enumerate(loader):
-        out = tower(normalise(views).to(device), output_hidden_states=True)
-        pictures[grid].append((out.hidden_states[-2][:, 1:].flatten(0, 1).half().cpu(), tags))
+    for done, (views, shown) in enumerate(loader):
+        features = hidden_state(tower, normalise(views).to(device))[:, 1:]
+        pictures[shown.grid].append((features.flatten(0, 1).half().cpu(), shown))
         if done % 500 == 0:
             print(f"features {done} {time.time() - start:.0f}s", flush=True)
     return dict(pictures)
 
 
-def caption_places(tags: list[Tag], grid: tuple[int, int], rng: random.Random) -> np.ndarray:
-    """Indices into [thumbnail | crops row-major] tokens: those on tags, then background at random."""
-    rows, cols = grid
-    wanted = np.zeros((rows, cols, SIDE, SIDE), bool)
-    for tag in tags:
-        reach = tag.radius * 0.8
-        for y in range(int((tag.y - reach) // PATCH), int((tag.y + reach) // PATCH) + 1):
-            for x in range(int((tag.x - reach) // PATCH), int((tag.x + reach) // PATCH) + 1):
-                if 0 <= y < rows * SIDE and 0 <= x < cols * SIDE:
-                    wanted[y // SIDE, x // SIDE, y % SIDE, x % SIDE] = True
-    chosen = np.flatnonzero(wanted.ravel()).tolist()
-    chosen = chosen if len(chosen) <= CROP_PLACES else rng.sample(chosen, CROP_PLACES)
-    rest = np.setdiff1d(np.arange(wanted.size), chosen).tolist()
-    chosen = sorted(chosen + rng.sample(rest, CROP_PLACES - len(chosen)))
-    thumbnail = sorted(rng.sample(range(SIDE * SIDE), THUMBNAIL_PLACES))
-    return np.array(thumbnail + [SIDE * SIDE + place for place in chosen])
+@cache
+def packing(grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """LLaVA-NeXT's order for a picture of native size: what stands in each place (tokens first, newlines after them),
+    and the place of each crop token, (rows * SIDE, cols * SIDE)."""
+    layout = LlavaNextAdapter().layout(build_config(), grid[0] * VIEW, grid[1] * VIEW)
+    slots = layout.slots.numpy()
+    places = np.empty(slots.max() + 1, np.int64)
+    places[slots] = np.arange(len(slots))
+    crops = places[TOKENS : layout.views * TOKENS].reshape(*grid, SIDE, SIDE)
+    return slots, crops.transpose(0, 2, 1, 3).reshape(grid[0] * SIDE, grid[1] * SIDE)
+
+
+@cache
+def build_config():
+    return build_model(build_processor().tokenizer).config
+
+
+def some_places(shown: Scene, rng: random.Random, count: int) -> np.ndarray:
+    """`count` places of the packed run, ascending: a few tokens of everything shown, then others at random."""
+    slots, crops = packing(shown.grid)
+    boxes = [
+        (t.x - 0.8 * t.radius, t.y - 0.8 * t.radius, t.x + 0.8 * t.radius, t.y + 0.8 * t.radius) for t in shown.tags
+    ]
+    boxes += [box for line in shown.lines for box in line.boxes()]
+    fewest, chosen = rng.choice((1, 2, 4)), set()
+    for left, top, right, bottom in boxes:
+        rows = slice(max(0, int(top // PATCH)), int(bottom // PATCH) + 1)
+        cols = slice(max(0, int(left // PATCH)), int(right // PATCH) + 1)
+        own = crops[rows, cols].ravel().tolist()
+        chosen.update(rng.sample(own, min(len(own), rng.randint(fewest, 2 * fewest))))
+        x, y = (left + right) / 2 / shown.image.width, (top + bottom) / 2 / shown.image.height
+        chosen.add(int(y * SIDE) * SIDE + int(x * SIDE))  # the thumbnail comes first and has no newlines
+    if rng.random() < 0.5:
+        chosen.update(np.flatnonzero(slots >= (1 + shown.grid[0] * shown.grid[1]) * TOKENS).tolist())
+    picked = sorted(chosen)
+    if len(picked) > count:
+        return np.array(sorted(rng.sample(picked, count)))
+    rest = np.setdiff1d(np.arange(len(slots)), picked).tolist()
+    return np.array(sorted(picked + rng.sample(rest, count - len(picked))))
 
 
 Segments = list[tuple[str, bool]]  # pieces of text, and whether they are to be learnt
 
 
-def caption_segments(rng: random.Random, tags: list[Tag]) -> Segments:
+def caption_segments(rng: random.Random, shown: Scene) -> Segments:
     """A caption, or look-ups whose answers alone are learnt."""
-    if rng.random() < 0.5:
-        return [("<assistant>", False), (caption(rng, tags) + "</s>", True)]
-    pairs = [((asked, False), (answer, True)) for asked, answer in look_ups(rng, tags)]
+    if rng.random() < 0.4:
+        return [("<assistant>", False), (caption(rng, shown) + "</s>", True)]
+    pairs = [((asked, False), (answer, True)) for asked, answer in look_ups(rng, shown)]
     return [("<assistant>", False), *[segment for pair in pairs for segment in pair]]
 
 
-def question_segments(rng: random.Random, tags: list[Tag]) -> Segments:
+def question_segments(rng: random.Random, shown: Scene) -> Segments:
     """Several turns about one picture."""
+    kinds = rng.choices(KINDS, [FREQUENCY[kind] for kind in KINDS], k=2 * QUESTIONS)
+    asked = {q[1]: q[2] for q in (question(rng, shown, kind) for kind in kinds) if q is not None}
     segments: Segments = []
-    for asked, answer in dict(question(rng, tags)[1:] for _ in range(QUESTIONS)).items():
-        opening = "<user>" if segments else ""
-        segments += [(f"{opening}{asked}<assistant>", False), (answer + "</s>", True)]
-    return segments
+    for text, answer in list(asked.items())[:QUESTIONS]:
+        segments += [(f"{'<user>' if segments else ''}{text}<assistant>", False), (answer + "</s>", True)]
+    return segments or caption_segments(rng, shown)
 
 
 def texts(tokens, segments: Segments) -> tuple[list[int], list[int]]:
@@ -119,46 +148,43 @@ def texts(tokens, segments: Segments) -> tuple[list[int], list[int]]:
     return ids, labels
 
 
-def batch_of(pictures, tokens, phase: str, step: int, size: int):
-    """(features, grid, chosen places or None, ids, labels) of training step `step`."""
+def batch_of(pictures, tokens, phase: str, step: int):
+    """(features, what stands in each place (batch, n), ids, labels) of training step `step`."""
     rng = random.Random(f"{phase}-{step}")
-    grids = [g for g in pictures if g != (3, 3) or phase == "questions"]
-    grid = rng.choices(grids, [len(pictures[g]) for g in grids])[0]
-    size = size if grid != (3, 3) else size // 2  # its prompts are twice as long
+    everything = phase == "questions" and rng.random() < ALL_TOKENS
+    grid = rng.choices(list(pictures), [len(of_grid) for of_grid in pictures.values()])[0]
+    slots = packing(grid)[0]
+    size = max(2, 3600 // (len(slots) + 100)) if everything else 24 if phase == "captions" else 16
     chosen = [rng.choice(pictures[grid]) for _ in range(size)]
-    places, rows = [], []
-    for _, tags in chosen:
-        if phase == "captions":
-            places.append(caption_places(tags, grid, rng))
-        # Two fifths of the question phase stay captions, to keep the look-ups alive.
-        captions = phase == "captions" or rng.random() < 0.4
-        rows.append(texts(tokens, (caption_segments if captions else question_segments)(rng, tags)))
+    count = min(len(slots), rng.choice((48, 80, 112)))
+    places = [slots if everything else slots[some_places(shown, rng, count)] for _, shown in chosen]
+    rows = []
+    for _, shown in chosen:
+        # A quarter of the question phase stay captions, to keep the look-ups alive.
+        captions = phase == "captions" or rng.random() < 0.25
+        rows.append(texts(tokens, (caption_segments if captions else question_segments)(rng, shown)))
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[*i, *[tokens.pad_token_id] * (longest - len(i))] for i, _ in rows])
     labels = torch.tensor([[*i, *[IGNORE] * (longest - len(i))] for _, i in rows])
     features = torch.stack([f for f, _ in chosen]).float()
-    return features, grid, torch.tensor(np.stack(places)) if places else None, ids, labels
+    return features, torch.tensor(np.stack(places)), ids, labels
 
 
-def visual(model, features: torch.Tensor, grid: tuple[int, int], places: torch.Tensor | None) -> torch.Tensor:
-    """Projected features (batch, n, dim): the chosen places only, or the whole run as LLaVA-NeXT packs it."""
-    if places is not None:
-        features = features.gather(1, places[..., None].expand(-1, -1, features.shape[-1]))
-        return model.model.multi_modal_projector(features)
-    # Scenes have their native size, so nothing is padded and one layout serves the batch.
-    layout = LlavaNextAdapter().layout(model.config, grid[0] * VIEW, grid[1] * VIEW)
-    projected = model.model.multi_modal_projector(features)
-    newline = model.model.image_newline.expand(len(features), int(layout.lines.max()) + 1, -1)
-    return torch.cat([projected, newline], 1)[:, layout.slots.to(features.device)]
+def visual(model, features: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Projected features and newlines, (batch, n, dim)."""
+    newline = places >= features.shape[1]
+    index = places.clamp(max=features.shape[1] - 1)[..., None].expand(-1, -1, features.shape[-1])
+    projected = model.model.multi_modal_projector(features.gather(1, index))
+    return torch.where(newline[..., None], model.model.image_newline, projected)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tower", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pictures", type=int, default=7000)
-    parser.add_argument("--captions", type=int, default=2500, help="steps")
-    parser.add_argument("--questions", type=int, default=4000, help="steps")
+    parser.add_argument("--pictures", type=int, default=8000)
+    parser.add_argument("--captions", type=int, default=3000, help="steps")
+    parser.add_argument("--questions", type=int, default=6000, help="steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -166,7 +192,7 @@ def main() -> None:
     torch.manual_seed(0)
     tokens = build_processor().tokenizer
     model = build_model(tokens).to(args.device)
-    done = {"captions": 0, "questions": 0}
+    done = dict.fromkeys(PHASES, 0)
     saved = torch.load(args.out, map_location=args.device) if args.out.exists() else None
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -182,7 +208,8 @@ def main() -> None:
     opening = torch.tensor(tokens.convert_tokens_to_ids(["<s>", "<user>"]), device=args.device)
     embed = model.get_input_embeddings()
 
-    for phase, steps, size, rate in (("captions", args.captions, 24, 2e-3), ("questions", args.questions, 8, 1e-3)):
+    for phase, rate in PHASES.items():
+        steps = getattr(args, phase)
         if done[phase] >= steps:
             continue
         optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -192,10 +219,10 @@ def main() -> None:
             schedule.load_state_dict(saved["schedule"])
         start, running = time.time(), {}
         while done[phase] < steps:
-            features, grid, places, ids, labels = batch_of(pictures, tokens, phase, done[phase], size)
-            ids, labels = ids.to(args.device), labels.to(args.device)
-            image = visual(model, features.to(args.device), grid, None if places is None else places.to(args.device))
-            embedded = torch.cat([embed(opening).expand(len(ids), -1, -1), image, embed(ids)], 1)
+            features, places, ids, labels = (x.to(args.device) for x in batch_of(pictures, tokens, phase, done[phase]))
+            embedded = torch.cat(
+                [embed(opening).expand(len(ids), -1, -1), visual(model, features, places), embed(ids)], 1
+            )
             hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
             # The state before a text token predicts it.
             logits = model.lm_head(hidden[:, -ids.shape[1] - 1 : -1])

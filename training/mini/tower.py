@@ -1,7 +1,8 @@
 """Step 1: the vision tower (CLIP architecture), from random weights, with dense supervision.
 
-The patches of the second-last layer (the one that LLaVA-NeXT reads) are asked for colour, shape, tens and units of the
-tag they show; [CLS] is asked which colours, shapes and digits are in the view, so that its attention row means something.
+Read-outs of the second-last layer, which is the one that LLaVA-NeXT uses: every patch of a tag or a document's line is
+asked for the whole of it (colour, shape, number or word) and whether it holds the centre; [CLS] is asked which names,
+digits and words are in the view and how many things, so that its attention row means something.
 
     python tower.py OUT.pt --steps 9000        resumes from OUT.pt if it is there
 """
@@ -22,11 +23,42 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from scenes import COLORS, SHAPES, TRAINING_PHOTOS, VIEW, Tag, background, draw, outline, place_tags, scene
+from scenes import (
+    COLORS,
+    MOST_LINES,
+    SHAPES,
+    TRAINING_PHOTOS,
+    VIEW,
+    WORDS,
+    Scene,
+    background,
+    draw_clutter,
+    draw_document,
+    draw_tags,
+    outline,
+    place_lines,
+    place_tags,
+    recompressed,
+    scene,
+)
 
 PATCH = 14
 SIDE = VIEW // PATCH
 IGNORE = -100
+PAIRS = len(COLORS) * len(SHAPES)
+VIEW_LABELS = PAIRS + 20 + len(WORDS)  # colour and shape, tens, units, words
+MOST_THINGS = 10
+# Read-outs of every patch and their classes; the last class of color and word is background.
+PATCH_HEADS = {
+    "color": len(COLORS) + 1,
+    "shape": len(SHAPES),
+    "tens": 10,
+    "units": 10,
+    "word": len(WORDS) + 1,
+    "centre": 2,
+}
+BACKGROUND = {"color": len(COLORS), "word": len(WORDS), "centre": 0}
+WEIGHTS = {"color": 1.0, "shape": 1.0, "tens": 1.5, "units": 1.5, "word": 1.0, "centre": 0.5}
 MEAN = (0.481, 0.458, 0.408)
 STD = (0.269, 0.261, 0.276)
 
@@ -45,7 +77,7 @@ def tower_config() -> CLIPVisionConfig:
 
 
 class Windows(Dataset):
-    """Views with patch labels: windows dense with tags, thumbnails of whole scenes, and crops of whole scenes."""
+    """Views with labels: windows dense with tags or lines, thumbnails of whole scenes, and crops of whole scenes."""
 
     def __init__(self, seed: str, length: int, first: int = 0):
         self.seed, self.length, self.first = seed, length, first
@@ -57,83 +89,130 @@ class Windows(Dataset):
         seed = f"{self.seed}-{index + self.first}"
         rng = random.Random(seed)
         kind = rng.random()
-        if kind < 0.72:
-            tags = place_tags(rng, VIEW, VIEW, rng.randint(1, 10), clustered=False, clear_of_cuts=False)
+        if kind < 0.4:
+            tags = place_tags(rng, VIEW, VIEW, rng.randint(1, 8), clustered=False, clear_of_cuts=False)
             if rng.random() < 0.3:  # tags cut by the view's border, as crops of a larger picture have them
                 dx, dy = rng.uniform(-20, 20), rng.uniform(-20, 20)
                 tags = [replace(t, x=t.x + dx, y=t.y + dy) for t in tags]
-            return labelled(draw(background(rng, VIEW, VIEW, TRAINING_PHOTOS), tags), tags, legible=True)
-        image, tags = scene(seed, tags=(1, 7))
-        if kind < 0.86:
-            scale_x, scale_y = VIEW / image.width, VIEW / image.height
-            return labelled(
-                image.resize((VIEW, VIEW), Image.Resampling.BICUBIC), tags, legible=False, scale=(scale_x, scale_y)
-            )
-        left = VIEW * rng.randrange(image.width // VIEW)
-        top = VIEW * rng.randrange(image.height // VIEW)
-        moved = [replace(t, x=t.x - left, y=t.y - top) for t in tags]
-        return labelled(image.crop((left, top, left + VIEW, top + VIEW)), moved, legible=True)
+            image = background(rng, VIEW, VIEW, TRAINING_PHOTOS)
+            draw_clutter(rng, image, tags)
+            return labelled(Scene(recompressed(rng, draw_tags(image, tags)), tags=tags))
+        if kind < 0.6:
+            lines = place_lines(rng, VIEW, VIEW, rng.randint(3, MOST_LINES))
+            return labelled(Scene(recompressed(rng, draw_document(rng, VIEW, VIEW, lines)), lines=lines))
+        whole = scene(seed, documents=0.1)
+        if kind < 0.85:
+            small = whole.image.resize((VIEW, VIEW), Image.Resampling.BICUBIC)
+            return labelled(replace(whole, image=small), scale=(VIEW / whole.image.width, VIEW / whole.image.height))
+        left = VIEW * rng.randrange(whole.grid[1])
+        top = VIEW * rng.randrange(whole.grid[0])
+        tags = [replace(t, x=t.x - left, y=t.y - top) for t in whole.tags]
+        lines = [replace(n, left=n.left - left, right=n.right - left, y=n.y - top) for n in whole.lines]
+        return labelled(Scene(whole.image.crop((left, top, left + VIEW, top + VIEW)), tags, lines))
 
 
-def labelled(image: Image.Image, tags: list[Tag], *, legible: bool, scale: tuple[float, float] = (1.0, 1.0)):
-    """(pixels uint8 (3, VIEW, VIEW), patch labels (4, SIDE * SIDE), view labels (22,))."""
-    labels = np.full((4, SIDE * SIDE), IGNORE, np.int64)
-    labels[0] = len(COLORS)  # background is a class of its own
-    view = np.zeros(len(COLORS) + len(SHAPES) + 10, np.float32)
-    sx, sy = scale
-    for tag in tags:
+def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)):
+    """A view with what each patch and the whole of it show.
+
+    Args:
+        seen: A scene whose image is one view.
+        scale: Size of the view over that of its tags' coordinates; below one nothing is legible.
+
+    Returns:
+        Pixels uint8 (3, VIEW, VIEW), patch labels (len(PATCH_HEADS), SIDE * SIDE), view labels (VIEW_LABELS,) and the
+        number of tags and lines.
+    """
+    labels = np.full((len(PATCH_HEADS), SIDE * SIDE), IGNORE, np.int64)
+    by_head = dict(zip(PATCH_HEADS, labels, strict=True))
+    by_head["color"][:], by_head["word"][:], by_head["centre"][:] = len(COLORS), len(WORDS), 0
+    view, things = np.zeros(VIEW_LABELS, np.float32), 0
+    (sx, sy), legible = scale, scale == (1.0, 1.0)
+    best = np.zeros(SIDE * SIDE)  # a patch belongs to the tag that covers most of it
+    for tag in seen.tags:
         canvas = Image.new("L", (VIEW, VIEW))
         ImageDraw.Draw(canvas).polygon([(x * sx, y * sy) for x, y in outline(tag)], fill=1)
         share = patches(np.asarray(canvas, np.float32))
-        if share.max() < 0.2:
+        if share.max() < 0.1:
             continue
-        inside = share > min(0.35, share.max() - 1e-6)
+        inside = (share > min(0.3, share.max() - 1e-6)) & (share > best)
+        best = np.maximum(best, share)
         color, shape = list(COLORS).index(tag.color), SHAPES.index(tag.shape)
-        labels[0, inside], labels[1, inside] = color, shape
-        view[color] = view[len(COLORS) + shape] = 1
-        if not legible:
+        by_head["color"][inside], by_head["shape"][inside] = color, shape
+        by_head["tens"][inside] = by_head["units"][inside] = IGNORE
+        view[color * len(SHAPES) + shape] = 1
+        things += mark_centre(by_head["centre"], tag.x * sx, tag.y * sy)
+        boxes = tag.digit_boxes()
+        if legible and within(boxes):
+            by_head["tens"][inside], by_head["units"][inside] = divmod(tag.number, 10)
+            mark_number(view, tag.number)
+    for line in seen.lines if legible else ():
+        boxes = line.boxes()
+        if not within(boxes):
             continue
-        for row, digit, box in zip((2, 3), divmod(tag.number, 10), tag.digit_boxes(), strict=True):
-            if min(box[:2]) < 0 or max(box[2:]) > VIEW:
-                continue
-            part = box_share(box)
-            labels[row, part > 0.3] = digit
-            view[len(COLORS) + len(SHAPES) + digit] = 1
+        share = np.maximum(*[coverage(box) for box in boxes])
+        inside = (share > 0.15) & (share > best)
+        best = np.maximum(best, share)
+        by_head["word"][inside] = WORDS.index(line.word)
+        by_head["tens"][inside], by_head["units"][inside] = divmod(line.number, 10)
+        mark_number(view, line.number)
+        view[PAIRS + 20 + WORDS.index(line.word)] = 1
+        things += mark_centre(by_head["centre"], line.right - 8, line.y)
     return (
-        torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()),
+        torch.from_numpy(np.asarray(seen.image).transpose(2, 0, 1).copy()),
         torch.from_numpy(labels),
         torch.from_numpy(view),
+        min(things, MOST_THINGS),
     )
+
+
+def within(boxes) -> bool:
+    return all(min(box[:2]) >= 0 and max(box[2:]) <= VIEW for box in boxes)
+
+
+def mark_centre(centres: np.ndarray, x: float, y: float) -> int:
+    if not (0 <= x < VIEW and 0 <= y < VIEW):
+        return 0
+    centres[int(y // PATCH) * SIDE + int(x // PATCH)] = 1
+    return 1
+
+
+def mark_number(view: np.ndarray, number: int) -> None:
+    view[PAIRS + number // 10] = view[PAIRS + 10 + number % 10] = 1
 
 
 def patches(mask: np.ndarray) -> np.ndarray:
     return mask.reshape(SIDE, PATCH, SIDE, PATCH).mean((1, 3)).ravel()
 
 
-def box_share(box: tuple[float, float, float, float]) -> np.ndarray:
-    """How much of a box falls into each patch, (SIDE * SIDE,) summing to one."""
+def coverage(box: tuple[float, float, float, float]) -> np.ndarray:
+    """How much of each patch a box covers, (SIDE * SIDE,)."""
     edges = np.arange(SIDE) * PATCH
     x = np.clip(np.minimum(box[2], edges + PATCH) - np.maximum(box[0], edges), 0, None)
     y = np.clip(np.minimum(box[3], edges + PATCH) - np.maximum(box[1], edges), 0, None)
-    return (np.outer(y, x) / ((box[2] - box[0]) * (box[3] - box[1]))).ravel()
+    return np.outer(y, x).ravel() / PATCH**2
 
 
 class Heads(nn.ModuleDict):
+    """Linear read-outs of one layer: patch heads, and [CLS] heads for what is in the view and how many things."""
+
     def __init__(self, width: int):
-        super().__init__(
-            {
-                "color": nn.Linear(width, len(COLORS) + 1),
-                "shape": nn.Linear(width, len(SHAPES)),
-                "tens": nn.Linear(width, 10),
-                "units": nn.Linear(width, 10),
-                "view": nn.Linear(width, len(COLORS) + len(SHAPES) + 10),
-            }
-        )
+        super().__init__({name: nn.Linear(width, classes) for name, classes in PATCH_HEADS.items()})
+        self["view"] = nn.Linear(width, VIEW_LABELS)
+        self["things"] = nn.Linear(width, MOST_THINGS + 1)
+        self["pooled"] = nn.Linear(width, VIEW_LABELS)
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     shape = (1, 3, 1, 1)
     return (pixels.float() / 255 - torch.tensor(MEAN).view(shape)) / torch.tensor(STD).view(shape)
+
+
+def hidden_state(tower: CLIPVisionModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Output of the second-last layer, (views, 1 + SIDE * SIDE, width): what LLaVA-NeXT reads."""
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    for layer in tower.encoder.layers[:-1]:
+        hidden = layer(hidden, attention_mask=None)
+    return hidden
 
 
 def main() -> None:
@@ -143,11 +222,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="tower to start from instead of random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     tower = CLIPVisionModel(tower_config()).to(args.device)
+    if args.start:
+        tower.load_state_dict(torch.load(args.start, map_location=args.device)["tower"])
     heads = Heads(tower.config.hidden_size).to(args.device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -168,28 +250,35 @@ def main() -> None:
         prefetch_factor=8,
     )
     start, running = time.time(), {}
-    for pixels, labels, view in data:
-        labels = labels.to(args.device)
-        out = tower(normalise(pixels).to(args.device), output_hidden_states=True)
-        features = out.hidden_states[-2][:, 1:]
-        losses, right = {}, {}
-        for row, name in enumerate(("color", "shape", "tens", "units")):
-            logits, target = heads[name](features).flatten(0, 1), labels[:, row].flatten()
+    for pixels, labels, view, things in data:
+        labels, view, things = labels.to(args.device), view.to(args.device), things.to(args.device)
+        hidden = hidden_state(tower, normalise(pixels).to(args.device))
+        losses, now = {}, {}
+        for row, name in enumerate(PATCH_HEADS):
+            logits, target = heads[name](hidden[:, 1:]).flatten(0, 1), labels[:, row].flatten()
             weight = torch.ones(logits.shape[1], device=logits.device)
-            weight[len(COLORS) :] = 0.1 if name == "color" else 1.0
-            losses[name] = F.cross_entropy(logits, target, weight, ignore_index=IGNORE)
-            known = target != IGNORE if name != "color" else target != len(COLORS)
-            right[name] = (logits.argmax(-1)[known] == target[known]).float().mean().item()
-        losses["view"] = F.binary_cross_entropy_with_logits(heads["view"](out.pooler_output), view.to(args.device))
-        loss = losses["color"] + losses["shape"] + 1.5 * losses["tens"] + 1.5 * losses["units"] + 2 * losses["view"]
+            if name in BACKGROUND:
+                weight[BACKGROUND[name]] = 0.1
+            losses[name] = WEIGHTS[name] * F.cross_entropy(logits, target, weight, ignore_index=IGNORE)
+            known = target != IGNORE if name not in BACKGROUND else target != BACKGROUND[name]
+            now[name] = (logits.argmax(-1)[known] == target[known]).float().mean().item()
+        classes = hidden[:, 0]
+        losses["view"] = 3 * F.binary_cross_entropy_with_logits(heads["view"](classes), view)
+        counted = heads["things"](classes)
+        losses["things"] = 0.5 * F.cross_entropy(counted, things)
+        now["view loss"] = losses["view"].item() / 3
+        now["things"] = (counted.argmax(-1) == things).float().mean().item()
+        if step % 4 == 0:  # the last layer is not read by LLaVA-NeXT: little work for it
+            last = tower.encoder.layers[-1](hidden.detach(), attention_mask=None)
+            pooled = heads["pooled"](tower.post_layernorm(last[:, 0]))
+            losses["pooled"] = F.binary_cross_entropy_with_logits(pooled, view)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         step += 1
-        right["view loss"] = losses["view"].item()
-        running = {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in right.items()}
+        running = {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in now.items()}
         if step % 100 == 0:
             print(
                 f"{step} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True

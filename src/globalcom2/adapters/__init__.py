@@ -51,12 +51,17 @@ class Layout:
         return 0 if self.lines is None or self.lines.numel() == 0 else int(self.lines.max()) + 1
 
 
-def kept_places(layout: Layout, retention_ratio: float, newlines: str = "counted") -> int:
+def kept_places(
+    layout: Layout, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0
+) -> int:
     """Visual tokens that an image of this layout keeps, newlines included: known before the tower runs."""
     if retention_ratio == 1.0:
         return len(layout.slots)
-    counted = layout.line_count if newlines == "counted" else 0
-    budget = keep_counts(retention_ratio, layout.tokens, int(layout.valid.sum()), counted)
+    counted = 0 if newlines == "all" else layout.line_count
+    valid = int(layout.valid.sum())
+    budget = keep_counts(retention_ratio, layout.tokens, valid, counted, thumbnail_weight)
+    if newlines == "none":
+        return budget.thumbnail + min(budget.crops, valid)
     return budget.total + layout.line_count - counted
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "model"
 DEMO_PICTURE = Path(__file__).parent / "demo.png"
+EVALUATION_SET = Path(__file__).parent / "evaluation.parquet"
+"""600 pictures with 8 questions each, never trained or tuned on; EVALUATION.md says what is in it."""
 DEMO_QUESTION = "What number is on the orange triangle?"
 
 

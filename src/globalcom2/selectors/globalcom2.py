@@ -17,6 +17,9 @@ from globalcom2.views import Views
 # view, so the paper's temperature would make every crop's share equal there.
 TEMPERATURES = {"logits": 10.0, "attention": 0.1, "similarity": 10.0}
 EPSILON = 1e-8
+# Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
+# that a temperature means the same at every resolution.
+PAPER_TOKENS = 576
 
 
 def globalcom2(
@@ -38,7 +41,8 @@ def globalcom2(
         alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1].
         crop_mass: How a crop's region of the thumbnail counts: "sum", "mean" or "max" of its scores.
         regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers, and "sum" is per
-            equal area, so that neither padding nor a constant added to all scores favours a crop; "blocks" cuts the
+            equal area of a 576-token thumbnail, so that neither resolution, padding nor a constant added to all scores
+            favours a crop; "blocks" cuts the
             thumbnail into equal blocks, the remainder going to the last one, as the published code does.
 
     Returns:
@@ -69,7 +73,9 @@ def globalcom2(
     thumbnail_map = thumbnail.float().unflatten(-1, views.token_grid)  # type: ignore[arg-type]
     canvas = Canvas(views)
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
-    mass = _mass(thumbnail_map.double(), *weights, crop_mass, per_area=regions == "overlap")
+    # Softmaxed scores sum to one in a view of any resolution, others grow with it.
+    tokens = thumbnail.shape[-1] if views.score_type == "attention" else PAPER_TOKENS
+    mass = _mass(thumbnail_map.double(), *weights, crop_mass, tokens if regions == "overlap" else None)
     mass = mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
     shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
     shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
@@ -137,16 +143,16 @@ def _block(crops: int, cells: int) -> Tensor:
     return member
 
 
-def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, *, per_area: bool) -> Tensor:
+def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, per_area_of: int | None) -> Tensor:
     if how == "max":
         covered = (rows[:, None, :, None] > 0) & (cols[None, :, None, :] > 0)
         return thumbnail_map[:, None, None].masked_fill(~covered, -torch.inf).amax((-2, -1)).flatten(1)
     mass: Tensor = (rows @ thumbnail_map @ cols.T).flatten(1)
     area = torch.outer(rows.sum(1), cols.sum(1)).flatten()
-    if how == "sum" and not per_area:
+    if how == "sum" and per_area_of is None:
         return mass
     mean = mass / area.clamp(min=torch.finfo(mass.dtype).tiny)
-    return mean if how == "mean" else mean * thumbnail_map[0].numel() / (area > 0).sum()
+    return mean if how == "mean" else mean * (per_area_of or 1) / (area > 0).sum()
 
 
 def _unit(scores: Tensor, valid: Tensor) -> Tensor:

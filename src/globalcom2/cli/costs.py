@@ -1,9 +1,8 @@
-"""The command line. Checks arguments before anything heavy is imported; `--json` prints one object on stdout."""
+"""`globalcom2 estimate` and `globalcom2 bench`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,105 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from globalcom2._version import __version__
 from globalcom2.budget import check_ratio
-from globalcom2.errors import DataError, GlobalCom2Error, InputError
-from globalcom2.families import get_family, list_models
-from globalcom2.methods import get_method, list_methods
-
-app = typer.Typer(
-    help="Visual-token compression for high-resolution vision-language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-notes = Console(stderr=True)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
-        typer.echo(f"globalcom2 {__version__}")
-        raise typer.Exit
-
-
-@app.command()
-def ask(
-    image: Annotated[
-        Path | None, typer.Argument(help="Picture file. Default: the demo picture.", show_default=False)
-    ] = None,
-    question: Annotated[str | None, typer.Argument(help="Default: the demo question.", show_default=False)] = None,
-    retention: Annotated[float, typer.Option(help="Fraction of the visual tokens to keep, in (0, 1].")] = 0.1,
-    method: Annotated[str, typer.Option(help="Selector, see `globalcom2 methods`.")] = "globalcom2",
-    model: Annotated[str, typer.Option(help="'mini', a folder with a checkpoint, or a name on the hub.")] = "mini",
-    picture: Annotated[Path | None, typer.Option(help="Draw what was kept into this file (png, pdf, svg).")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    attn: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
-    as_json: Json = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Answer a question about a picture with all visual tokens and with a part of them."""
-    check_ratio(retention)
-    get_method(method)
-    if image is not None and question is None:
-        raise InputError("QUESTION must be given with an image, got none. Put it in quotes after the image.")
-    if picture is not None and (
-        picture.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg") or not picture.resolve().parent.is_dir()
-    ):
-        raise InputError(
-            f"--picture must be a .png, .pdf, .svg or .jpg file in an existing folder, got {str(picture)!r}."
-        )
-    with notes.status("Loading torch and transformers"):
-        from globalcom2.comparison import Asked, compare_answers  # noqa: PLC0415
-        from globalcom2.images import open_image  # noqa: PLC0415
-        from globalcom2.mini import DEMO_PICTURE, DEMO_QUESTION  # noqa: PLC0415
-
-        path = image if image is not None else DEMO_PICTURE
-        loaded = open_image(path)
-        from globalcom2.loading import load_model  # noqa: PLC0415
-    if model != "mini":
-        notes.print(f"Loading {model}")
-    network, processor = load_model(model, dtype, device, attn)
-    asked = Asked(DEMO_QUESTION if question is None else question, retention, method, picture, max_new_tokens)
-    with notes.status("Answering with all tokens and with a part of them"):
-        result = compare_answers(network, processor, loaded, asked)
-    result = {"model": model, "image": str(image) if image is not None else "demo.png", **result}
-    if picture is not None and result["picture"] is None:
-        notes.print("No picture drawn: nothing was dropped.")
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    _print_answers(result)
-
-
-def _print_answers(result: dict[str, Any]) -> None:
-    full, short = result["full"], result["compressed"]
-    table = Table(title=result["question"], title_justify="left", title_style="bold")
-    for column in ("", "answer", "visual tokens", "prompt tokens", "prefill GFLOPs", "seconds"):
-        table.add_column(column, justify="left" if column in ("", "answer") else "right")
-    for name, row in (("all tokens", full), (f"{result['method']} {result['retention_ratio']:g}", short)):
-        cells = (
-            row["visual_tokens"],
-            row["prompt_tokens"],
-            f"{row['prefill_flops'] / 1e9:,.2f}",
-            f"{row['seconds']:.3f}",
-        )
-        table.add_row(name, row["answer"], *map(str, cells))
-    console = Console()
-    console.print(table)
-    ratios = ", ".join(f"{ratio:.0%}" for ratio in short["crop_ratios"])
-    tower = f"{full['tower_flops'] / 1e9:,.2f}"
-    console.print(
-        f"Kept per crop: {ratios or '-'}. Selection: {short['selection_seconds'] * 1e3:.1f} ms. Vision tower, both: {tower} GFLOPs."
-    )
-    if result["picture"]:
-        console.print(f"Picture: {result['picture']}")
+from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, notes
+from globalcom2.errors import InputError
+from globalcom2.methods import get_method
 
 
 @app.command()
@@ -126,7 +30,7 @@ def estimate(
     convention: Annotated[str, typer.Option(help="ours, or paper: what the paper's tables count.")] = "ours",
     text_tokens: Annotated[int, typer.Option(min=0, help="Length of the prompt without its image.")] = 40,
     as_json: Json = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """What an image costs at several ratios, in closed form, without weights."""
     ratios = [check_ratio(ratio) for ratio in retention or [1.0, 0.75, 0.5, 0.25, 0.1]]
@@ -207,11 +111,11 @@ def bench(
         str | None, typer.Option(help="'eager': what output_attentions would cost.", show_default=False)
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the phases into this file.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    attn: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...", show_default=False)] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attention = None,
     as_json: Json = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Measure time to first token by phase, decoding and memory, with and without compression."""
     ratios = [check_ratio(ratio) for ratio in retention or [0.5, 0.25, 0.1]]
@@ -298,60 +202,3 @@ def _print_bench(result: dict[str, Any]) -> None:
     if "compare" in result:
         times = ", ".join(f"{name.removesuffix('_seconds')} {1e3 * s:.1f} ms" for name, s in result["compare"].items())
         console.print(f"Vision tower, one image: {times}.")
-
-
-@app.command()
-def models(as_json: Json = False) -> None:
-    """List the supported model families."""
-    found = [get_family(name) for name in list_models()]
-    columns = ("model_type", "scores", "thumbnail", "tested")
-    _print_rows("families", [{column: getattr(family, column) for column in columns} for family in found], as_json)
-
-
-@app.command()
-def methods(as_json: Json = False) -> None:
-    """List the selectors."""
-    found = [get_method(name) for name in list_methods()]
-    _print_rows("methods", [{"name": m.name, "summary": m.summary, "source": m.source} for m in found], as_json)
-
-
-def _print_rows(name: str, rows: list[dict[str, str]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({name: rows}))
-        return
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "))
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, 2 for a wrong call, 1 for a failure."""
-    given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
-    try:
-        code = app(given, standalone_mode=False)
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        notes.print("Stopped.")
-        code = 130
-    except Exception as error:
-        if debug and not hasattr(error, "show"):
-            raise
-        code = _explain(error)
-    raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _explain(error: Exception) -> int:
-    """Print one error on stderr; returns the exit code."""
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error found by typer itself
-        error.show()
-        return int(error.exit_code)
-    if isinstance(error, GlobalCom2Error):
-        print(f"Error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DataError) else 2
-    print(f"Error: {type(error).__name__}: {error}\nRun again with --debug for the traceback.", file=sys.stderr)
-    return 1

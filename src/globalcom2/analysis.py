@@ -1,0 +1,110 @@
+"""What thumbnail and crops are worth: answers from some whole views only (the paper's analysis of dynamic cropping)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globalcom2.allocation import occupied_lines
+from globalcom2.compression import Compression, compress
+from globalcom2.evals import FULL, Outcome, answer_pictures, batches, summarize
+from globalcom2.methods import get_method
+from globalcom2.questions import Picture
+from globalcom2.selection import Keep
+from globalcom2.selectors import Ranking
+from globalcom2.views import Views
+
+
+class WholeViews(Compression):
+    """Keeps whole views instead of the best tokens of each.
+
+    Args:
+        model: A supported model.
+        thumbnail: Whether the thumbnail stays.
+        crops: Which crops stay, bool (batch, crops), from the views and the importance of their crops, (batch, crops).
+    """
+
+    def __init__(self, model: Any, thumbnail: bool, crops: Callable[[Tensor], Tensor]):
+        # The ratio is not used; 1 would bypass everything.
+        plain = compress(model, 0.5)
+        super().__init__(model, replace(plain.settings, method="globalcom2"))
+        self.thumbnail, self.crops = thumbnail, crops
+
+    def keep(self, views: Views) -> Keep:
+        """Whole views; a newline stays with any token of its line."""
+        ranking: Ranking = get_method("globalcom2").load()(views, 0.5)
+        chosen = self.crops(ranking.ratios)
+        crops = chosen[..., None] & views.valid_mask
+        thumbnail = torch.full_like(ranking.thumbnail, self.thumbnail, dtype=torch.bool)  # type: ignore[arg-type]
+        if views.lines is None:
+            return Keep(thumbnail, crops)
+        return Keep(thumbnail, crops, occupied_lines(crops, views.lines.to(crops.device), views.line_count))
+
+
+def _every(importance: Tensor) -> Tensor:
+    return torch.ones_like(importance, dtype=torch.bool)
+
+
+def _none(importance: Tensor) -> Tensor:
+    return torch.zeros_like(importance, dtype=torch.bool)
+
+
+def _all_but(place: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda importance: _every(importance).scatter(-1, place(importance)[..., None], False)
+
+
+def _seeded(importance: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(importance.shape[-1], importance.shape[:-1], generator=generator)
+    return drawn.to(importance.device)
+
+
+CONDITIONS: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
+    "thumbnail only": (True, _none),
+    "crops only": (False, _every),
+    "drop most important crop": (True, _all_but(lambda importance: importance.argmax(-1))),
+    "drop least important crop": (True, _all_but(lambda importance: importance.argmin(-1))),
+    "drop a random crop": (True, _all_but(_seeded)),
+}
+"""Importance is the ratio that `globalcom2` gives to a crop: the crop's share of the thumbnail's scores."""
+
+
+def analyze_views(
+    model: Any,
+    processor: Any,
+    pictures: list[Picture],
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """Answer all questions with all views, and in every condition.
+
+    Source: the paper's analysis of dynamic cropping (https://arxiv.org/abs/2501.05179, section 3), for any set.
+
+    Args:
+        model: A supported model in eval mode.
+        processor: Its processor.
+        pictures: The set.
+        batch_size: Pictures per batch.
+        progress: Told how many pictures are finished, as they are.
+
+    Returns:
+        Rows as `evals.summarize` makes them, with `condition` instead of method and ratio; "all tokens" is first.
+    """
+    runs: list[tuple[dict[str, Any], list[Outcome]]] = []
+    blocks: dict[str, Callable[[], AbstractContextManager[Any]]] = {FULL: nullcontext}
+    for name, (thumbnail, crops) in CONDITIONS.items():
+        blocks[name] = partial(WholeViews, model, thumbnail, crops)
+    for name, block in blocks.items():
+        found: dict[int, Outcome] = {}
+        for batch in batches(pictures, batch_size):
+            found |= {o.picture: o for o in answer_pictures(model, processor, block, name, batch)}
+            progress(len(batch))
+        runs.append(({"condition": name}, [found[picture.number] for picture in pictures]))
+    return summarize(pictures, runs)

@@ -1,0 +1,87 @@
+"""Many questions about one picture: what their prompts share, the image included, is read once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from globalcom2.comparison import chat_prompt
+from globalcom2.errors import InputError
+
+
+@torch.inference_mode()
+def answer_questions(
+    model: Any, processor: Any, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int
+) -> list[list[str]]:
+    """Greedy answers to several questions about each of several pictures of one size.
+
+    The prompt up to the image's end is prefilled once per picture; each question then continues a copy of the cache, so
+    answers equal those of separate calls up to rounding, and the vision tower runs once per picture. Works inside and
+    outside of `compress`.
+
+    Args:
+        model: A supported model in eval mode.
+        processor: Its processor.
+        images: Pictures of one size.
+        questions: As many questions for each.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        The answers, as the questions are nested.
+    """
+    sizes = {image.size for image in images}
+    if len(sizes) != 1 or len({len(asked) for asked in questions}) != 1 or len(images) != len(questions):
+        raise InputError(
+            f"images must have one size and as many questions each, got {len(sizes)} sizes and "
+            f"{sorted({len(asked) for asked in questions})} questions. Group them first."
+        )
+    token = model.config.image_token_id
+    prompts = [[chat_prompt(processor, text) for text in asked] for asked in questions]
+    inputs = processor(text=[asked[0] for asked in prompts], images=list(images), return_tensors="pt", padding=True)
+    inputs = inputs.to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    head, mask = _heads(inputs.pop("input_ids"), inputs.pop("attention_mask"), token)
+    filled = model.generate(
+        **inputs, input_ids=head, attention_mask=mask, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
+    )
+    answers: list[list[str]] = [[] for _ in images]
+    for turn in range(len(prompts[0])):
+        tails = [_tail(processor.tokenizer(asked[turn]).input_ids, token) for asked in prompts]
+        ids, tail_mask = _padded(tails, processor.tokenizer.pad_token_id or 0, head.device)
+        out = model.generate(
+            input_ids=torch.cat([head, ids], 1),
+            # Padding stands between picture and question: the picture's cache serves all questions.
+            attention_mask=torch.cat([mask, tail_mask], 1),
+            past_key_values=copy.deepcopy(filled.past_key_values),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        new = processor.batch_decode(out[:, head.shape[1] + ids.shape[1] :], skip_special_tokens=True)
+        for row, text in zip(answers, new, strict=True):
+            row.append(text.strip())
+    return answers
+
+
+def _heads(ids: Tensor, mask: Tensor, token: int) -> tuple[Tensor, Tensor]:
+    """Every prompt up to its last placeholder, without the padding on their left: (batch, n) ids and mask."""
+    ends = [int(row.nonzero()[-1]) + 1 for row in ids == token]
+    rows = [row[:end][shown[:end].bool()] for row, shown, end in zip(ids, mask, ends, strict=True)]
+    head = torch.stack(rows)
+    return head, torch.ones_like(head)
+
+
+def _tail(ids: list[int], token: int) -> list[int]:
+    last = len(ids) - ids[::-1].index(token)
+    return ids[last:]
+
+
+def _padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,241 @@
+"""How well a model answers with fewer visual tokens: methods x ratios on a set of pictures, resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from globalcom2.answers import answer_questions
+from globalcom2.compression import Compression, compress
+from globalcom2.errors import InputError
+from globalcom2.families import load_adapter
+from globalcom2.intervals import Bootstrap, interval
+from globalcom2.questions import Picture, fingerprint
+
+FULL = "all tokens"
+Block = Callable[[], AbstractContextManager[Any]]
+"""Enters the state in which a model answers; yields a `Compression`, or None for all tokens."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to answer: a method at a ratio, or all tokens."""
+
+    method: str
+    retention_ratio: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """One line for progress bars and files."""
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        return f"{self.method} {self.retention_ratio:g}{options}"
+
+    def block(self, model: Any) -> AbstractContextManager[Any]:
+        """The context in which the model answers so."""
+        if self.method == FULL:
+            return nullcontext()
+        return compress(model, self.retention_ratio, self.method, **self.options)
+
+
+def settings_of(methods: Iterable[str], ratios: Iterable[float]) -> list[Setting]:
+    """All tokens once and first, then every method at every ratio below 1, the largest ratio first."""
+    below = sorted({ratio for ratio in ratios if ratio < 1.0}, reverse=True)
+    return [Setting(FULL, 1.0), *(Setting(method, ratio) for ratio in below for method in dict.fromkeys(methods))]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one picture's questions were answered."""
+
+    setting: str
+    picture: int
+    right: list[bool]
+    visual_tokens: int
+    seconds: float
+
+
+class Journal:
+    """Outcomes on disk, one line each, so that a stopped run goes on where it was.
+
+    Args:
+        path: The file; None keeps nothing.
+        header: What the outcomes depend on besides their setting.
+
+    Raises:
+        InputError: The file belongs to another model or set.
+    """
+
+    def __init__(self, path: Path | None, header: dict[str, Any]):
+        self.path = path
+        self.found: dict[tuple[str, int], Outcome] = {}
+        if path is None:
+            return
+        if not path.exists():
+            path.write_text(json.dumps(header) + "\n")
+            return
+        lines = path.read_text().splitlines()
+        if not lines or json.loads(lines[0]) != header:
+            raise InputError(
+                f"{str(path)!r} must belong to this model, set and version to be resumed, got another run's. Delete it, or "
+                "choose another --out."
+            )
+        for line in lines[1:]:
+            try:
+                outcome = Outcome(**json.loads(line))
+            except ValueError:  # the last line of a run that was killed while it wrote
+                continue
+            self.found[outcome.setting, outcome.picture] = outcome
+
+    def add(self, outcomes: list[Outcome]) -> None:
+        """Keep what was finished."""
+        self.found |= {(outcome.setting, outcome.picture): outcome for outcome in outcomes}
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
+
+
+def batches(pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
+    """Pictures of one size together, so that no prompt is padded."""
+    groups: dict[tuple[tuple[int, int], int], list[Picture]] = {}
+    for picture in pictures:
+        groups.setdefault((picture.size, len(picture.questions)), []).append(picture)
+    for group in groups.values():
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+def answer_pictures(model: Any, processor: Any, block: Block, name: str, pictures: list[Picture]) -> list[Outcome]:
+    """Ask one batch of pictures of one size in one setting."""
+    longest = max(len(processor.tokenizer(q.answer).input_ids) for picture in pictures for q in picture.questions)
+    start = time.perf_counter()
+    with block() as compression:
+        answers = answer_questions(
+            model,
+            processor,
+            [picture.image for picture in pictures],
+            [[question.text for question in picture.questions] for picture in pictures],
+            longest + 2,
+        )
+    seconds = (time.perf_counter() - start) / len(pictures)
+    tokens = visual_tokens(model, pictures[0].size, compression)
+    return [
+        Outcome(
+            name,
+            picture.number,
+            [a.lower() == q.answer for a, q in zip(given, picture.questions, strict=True)],
+            tokens,
+            seconds,
+        )
+        for picture, given in zip(pictures, answers, strict=True)
+    ]
+
+
+def visual_tokens(model: Any, size: tuple[int, int], compression: Compression | None) -> int:
+    """What the language model read of one picture, newlines included."""
+    if compression is not None and len(compression.report):
+        return compression.report[0].tokens_after
+    width, height = size
+    return len(load_adapter(model.config.model_type).layout(model.config, height, width).slots)
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    pictures: list[Picture],
+    settings: list[Setting],
+    *,
+    batch_size: int = 16,
+    journal: Journal | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """Answer all questions in all settings.
+
+    Args:
+        model: A supported model in eval mode.
+        processor: Its processor.
+        pictures: The set.
+        settings: What to try; the first is what the others are relative to.
+        batch_size: Pictures per batch.
+        journal: Where outcomes are kept and taken from.
+        progress: Told how many pictures are finished, as they are.
+
+    Returns:
+        One row per setting, see `summarize`.
+    """
+    journal = journal or Journal(None, {})
+    for setting in settings:
+        for batch in batches(pictures, batch_size):
+            if any((setting.name, picture.number) not in journal.found for picture in batch):
+                journal.add(answer_pictures(model, processor, partial(setting.block, model), setting.name, batch))
+            progress(len(batch))
+    runs = [
+        (asdict(setting), [journal.found[setting.name, picture.number] for picture in pictures]) for setting in settings
+    ]
+    return summarize(pictures, runs)
+
+
+def summarize(pictures: list[Picture], runs: list[tuple[dict[str, Any], list[Outcome]]]) -> list[dict[str, Any]]:
+    """Rows with accuracy, per kind too, relative to the first run, each with a 95 % interval over pictures.
+
+    Returns:
+        Per run what describes it and: questions, accuracy, interval, relative, relative_interval, visual_tokens (mean
+        per picture, newlines included), kinds and kind_intervals, seconds per picture, and `right`, one 0 or 1 per
+        question in the set's order, from which everything else can be computed again.
+    """
+    kinds = np.array([question.kind for picture in pictures for question in picture.questions])
+    owner = np.repeat(np.arange(len(pictures)), [len(picture.questions) for picture in pictures])
+    bootstrap = Bootstrap(owner)
+    rows: list[dict[str, Any]] = []
+    full = np.zeros(0)
+    for described, outcomes in runs:
+        right = np.array([hit for outcome in outcomes for hit in outcome.right])
+        drawn = bootstrap.accuracies(right)
+        full = drawn if not rows else full
+        accuracy = float(right.mean())
+        names = list(dict.fromkeys(kinds.tolist()))
+        rows.append(
+            {
+                **described,
+                "questions": len(right),
+                "accuracy": accuracy,
+                "interval": interval(drawn),
+                "relative": accuracy / rows[0]["accuracy"] if rows and rows[0]["accuracy"] else 1.0,
+                "relative_interval": interval(drawn / full),
+                "visual_tokens": float(np.mean([outcome.visual_tokens for outcome in outcomes])),
+                "kinds": {name: float(right[kinds == name].mean()) for name in names},
+                "kind_intervals": {name: interval(bootstrap.accuracies(right, kinds == name)) for name in names},
+                "seconds_per_picture": float(np.mean([outcome.seconds for outcome in outcomes])),
+                "right": "".join(str(int(hit)) for hit in right),
+            }
+        )
+    return rows
+
+
+def journal_header(model: str, pictures: list[Picture], version: str) -> dict[str, Any]:
+    """What makes outcomes comparable."""
+    return {"model": model, "set": fingerprint(pictures), "globalcom2": version}
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The table of README and model card."""
+    kinds = list(rows[0]["kinds"])
+    lines = [
+        "| method | ratio | visual tokens | " + " | ".join(kinds) + " | all | of all tokens' |",
+        "|---|---|---|" + "---|" * (len(kinds) + 2),
+    ]
+    for row in rows:
+        low, high = row["interval"]
+        cells = [f"{row['kinds'][kind]:.1%}" for kind in kinds]
+        cells += [f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})", f"{row['relative']:.1%}"]
+        head = f"| {row['method']} | {row['retention_ratio']:g} | {row['visual_tokens']:.0f} | "
+        lines.append(head + " | ".join(cells) + " |")
+    return "\n".join(lines)

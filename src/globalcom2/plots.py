@@ -1,0 +1,74 @@
+"""Plots of evaluation and analysis results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLORS = ("#c44e52", "#4c72b0", "#8c8c8c", "#55a868", "#dd8452", "#8172b3")
+
+
+def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against visual tokens, one line per method with its 95 % band: all questions, and every kind of its own."""
+    kinds = list(rows[0]["kinds"])
+    figure, axes = _figure(len(kinds) + 1)
+    for axis, kind in zip(axes, [None, *kinds], strict=False):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows[1:])):
+            points = [rows[0], *(row for row in rows if row["method"] == method)]
+            color = COLORS[number % len(COLORS)]
+            tokens = [row["visual_tokens"] for row in points]
+            low, high = zip(*(_interval(row, kind) for row in points), strict=True)
+            axis.plot(tokens, [_accuracy(row, kind) for row in points], "o-", color=color, label=method, markersize=3)
+            axis.fill_between(tokens, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.axhline(_accuracy(rows[0], kind), color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_title(kind or "all questions", fontsize=10)
+        axis.set_xlabel("visual tokens per picture", fontsize=8)
+    _finish(figure, axes, path)
+
+
+def draw_analysis(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy relative to all tokens, one bar per condition with its 95 % interval."""
+    figure = Figure(figsize=(7, 0.8 + 0.45 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    names = [f"{row['condition']} ({row['visual_tokens']:.0f} tokens)" for row in rows]
+    values = [row["relative"] for row in rows]
+    errors = [[value - row["relative_interval"][0] for value, row in zip(values, rows, strict=True)]]
+    errors += [[row["relative_interval"][1] - value for value, row in zip(values, rows, strict=True)]]
+    axis.barh(names, values, xerr=[[max(0.0, e) for e in side] for side in errors], color=COLORS[1], capsize=3)
+    axis.invert_yaxis()
+    axis.set_xlabel("accuracy relative to all tokens")
+    figure.savefig(path, dpi=110)
+
+
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    cols = min(4, panels)
+    rows = -(-panels // cols)
+    figure = Figure(figsize=(3.1 * cols, 2.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, cols, squeeze=False).flat)
+
+
+def _finish(figure: Figure, axes: list[Axes], path: Path) -> None:
+    for axis in axes:
+        if not axis.lines:
+            axis.set_axis_off()
+        axis.set_ylim(0, 1.02)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("accuracy")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _accuracy(row: dict[str, Any], kind: str | None) -> float:
+    return float(row["accuracy"] if kind is None else row["kinds"][kind])
+
+
+def _interval(row: dict[str, Any], kind: str | None) -> tuple[float, float]:
+    low, high = row["interval"] if kind is None else row["kind_intervals"][kind]
+    return low, high
