@@ -1,5 +1,7 @@
 """A second way to the same answers that shares no code with the library's mechanism: embeddings cut by hand."""
 
+import inspect
+
 import torch
 
 
@@ -8,15 +10,20 @@ def reports_keep(compression):
     return torch.cat([image.kept for image in compression.report])
 
 
+def image_features(model, inputs):
+    """What the unpatched model puts in its placeholders, (placeholders, dim) in prompt order."""
+    names = inspect.signature(model.base_model.get_image_features).parameters
+    arguments = {name: inputs[name] for name in names if name in inputs}
+    output = model.base_model.get_image_features(**arguments, return_dict=True).pooler_output
+    items = [output] if isinstance(output, torch.Tensor) else output
+    return torch.cat([item.flatten(0, -2) for item in items])
+
+
 def cut_embeddings(model, inputs, keep, *, original_positions=False):
     """(inputs_embeds, attention_mask, position_ids) of the shortened batch, row by row, left padded."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     with torch.no_grad():
-        features = torch.cat(
-            model.model.get_image_features(
-                inputs["pixel_values"], inputs["image_sizes"], return_dict=True
-            ).pooler_output
-        )
+        features = image_features(model, inputs)
         embeds = model.get_input_embeddings()(ids)
     taken, rows, places = 0, [], []
     for row in range(len(ids)):

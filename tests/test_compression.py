@@ -52,7 +52,7 @@ def test_ratio_one_is_the_unpatched_model_bit_for_bit(tiny, batch, method):
 
 @pytest.mark.parametrize("ratio", [0.1, 0.4])
 @pytest.mark.parametrize("options", [
-    {}, {"positions": "original"}, {"newlines": "all"}, {"exact": False}, {"score": "attention"}, {"score": "similarity"},
+    {}, {"positions": "original"}, {"newlines": "all"}, {"newlines": "none"}, {"thumbnail_weight": 2.0}, {"score": "received"}, {"exact": False}, {"score": "attention"}, {"score": "similarity"},
     {"method": "uniform"}, {"method": "random", "seed": 3}, {"layer": 0}, {"alpha": 0.2, "crop_mass": "max", "temperature": 3.0},
 ], ids=str)  # fmt: skip
 def test_equal_to_cut_embeddings(tiny, batch, ratio, options):
@@ -896,7 +896,7 @@ def test_nan_scores_are_reported(tiny):
         ((0.1, "globalcomm2"), "Did you mean 'globalcom2'"),
         ((0.1, "globalcom2", {"positions": "closd"}), "Did you mean 'closed'"),
         ((0.1, "globalcom2", {"score": "logit"}), "Did you mean 'logits'"),
-        ((0.1, "globalcom2", {"newlines": "none"}), "newlines must be one of"),
+        ((0.1, "globalcom2", {"newlines": "some"}), "newlines must be one of"),
         ((0.1, "globalcom2", {"thumbnail_order": "best"}), "thumbnail_order must be one of"),
         ((0.1, "globalcom2", {"tau": 1}), "option of method 'globalcom2'"),
         ((0.1, "uniform", {"temperature": 1}), "option of method 'uniform'"),

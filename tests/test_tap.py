@@ -12,7 +12,8 @@ from tiny import llava_next, picture
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("layer", [-1, -2, 0])
 def test_row_equals_output_attentions(kernel, layer):
-    model, _, _ = t = llava_next()
+    t = llava_next()
+    model = t.model
     pixels = t.inputs(["<image>"], [picture(168, 168)])["pixel_values"][0]
     tower = model.model.vision_tower
     tower.set_attn_implementation("eager")
@@ -21,7 +22,7 @@ def test_row_equals_output_attentions(kernel, layer):
     tower.set_attn_implementation(kernel)
     module = LlavaNextAdapter().attention(model.model, layer)
     tap.install(module)
-    with torch.no_grad(), tap.record(module, softmax=True, cls_index=0) as recording:
+    with torch.no_grad(), tap.record(module, tap.reader("attention", 0)) as recording:
         tapped = tower(pixels)
     tap.uninstall(module)
     expected = plain.attentions[layer][:, :, 0].mean(1)
@@ -31,7 +32,8 @@ def test_row_equals_output_attentions(kernel, layer):
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_logits_are_what_the_softmax_sees(kernel):
-    model, _, _ = t = llava_next()
+    t = llava_next()
+    model = t.model
     tower = model.model.vision_tower
     tower.set_attn_implementation(kernel)
     module = LlavaNextAdapter().attention(model.model, -1)
@@ -41,7 +43,7 @@ def test_logits_are_what_the_softmax_sees(kernel):
         lambda _, args, kwargs: inputs.append(kwargs.get("hidden_states", args[0] if args else None)), with_kwargs=True
     )
     tap.install(module)
-    with torch.no_grad(), tap.record(module, softmax=False, cls_index=0) as recording:
+    with torch.no_grad(), tap.record(module, tap.reader("logits", 0)) as recording:
         tower(pixels)
         heads = module.num_heads
         query = module.q_proj(inputs[0])[:, :1].unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -52,7 +54,8 @@ def test_logits_are_what_the_softmax_sees(kernel):
 
 
 def test_an_installed_tap_changes_nothing_and_goes_without_a_trace():
-    model, _, _ = t = llava_next()
+    t = llava_next()
+    model = t.model
     inputs = t.inputs(["<image>"], [picture(168, 168)])
     module = LlavaNextAdapter().attention(model.model, -1)
     config = module.config
@@ -70,3 +73,17 @@ def test_an_installed_tap_changes_nothing_and_goes_without_a_trace():
 def test_a_layer_that_does_not_exist(llava):
     with pytest.raises(InputError, match=r"layer must be in \[-4, 3\]"):
         LlavaNextAdapter().attention(llava.model.model, 4)
+
+
+def test_received_attention_is_the_mean_of_the_columns():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 300, 8), torch.randn(2, 2, 300, 8)
+    mask = torch.zeros(2, 1, 1, 300)
+    mask[1, ..., 250:] = -torch.inf
+    for given in (None, mask, mask.expand(-1, -1, 300, -1), mask == 0):
+        received = tap.received_attention(query, key, given, None)
+        logits = query @ key.repeat_interleave(2, 1).mT * 8**-0.5
+        if given is not None:
+            logits = logits + mask
+        torch.testing.assert_close(received, logits.softmax(-1).mean((1, 2)))
+        torch.testing.assert_close(received.sum(1), torch.ones(2))

@@ -28,20 +28,31 @@ class Tiny(NamedTuple):
     model: Any
     processor: Any
     tag: str
+    nested: bool = False
+    """Whether the processor wants a list of images per prompt."""
 
     def inputs(self, texts: list[str], images: list[Image.Image] | None) -> Any:
-        return self.processor(text=texts, images=images or None, return_tensors="pt", padding=True)
+        images = images or None
+        if self.nested and images is not None:
+            left = iter(images)
+            images = [[next(left) for _ in range(text.count(self.tag))] for text in texts]
+        return self.processor(text=texts, images=images, return_tensors="pt", padding=True)
 
 
-def tokenizer(*extra: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges."""
+def tokenizer(*extra: str, named: dict[str, str] | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges; `extra` and `named` tokens are special ones."""
     vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in ("<pad>", "<s>", "</s>", *extra)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+        **({"extra_special_tokens": named} if named else {}),
     )
 
 
@@ -89,13 +100,18 @@ def llava_next(**vision: Any) -> Tiny:
         vision_feature_select_strategy="default",
         image_seq_length=(VIEW // PATCH) ** 2,
     )
-    model = LlavaNextForConditionalGeneration(config).eval()
+    return Tiny(finished(LlavaNextForConditionalGeneration(config), tok), processor, "<image>")
+
+
+def finished(model: Any, tok: Any) -> Any:
+    """Spread the weights, and answers of full length without image tags."""
+    model = model.eval()
     _spread(model)
     model.generation_config.pad_token_id = tok.pad_token_id
-    model.generation_config.eos_token_id = None  # answers of full length
+    model.generation_config.eos_token_id = None
     # A generated image tag would count as a placeholder in the unpatched model too.
     model.generation_config.suppress_tokens = [model.config.image_token_id]
-    return Tiny(model, processor, "<image>")
+    return model
 
 
 def _spread(model: torch.nn.Module) -> None:

@@ -36,7 +36,7 @@ class WholeViews(Compression):
         super().__init__(model, replace(plain.settings, method="globalcom2"))
         self.thumbnail, self.crops = thumbnail, crops
 
-    def keep(self, views: Views) -> Keep:
+    def keep(self, views: Views, known_grid: bool = True) -> Keep:
         """Whole views; a newline stays with any token of its line."""
         ranking: Ranking = get_method("globalcom2").load()(views, 0.5)
         chosen = self.crops(ranking.ratios)

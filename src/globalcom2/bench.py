@@ -239,7 +239,7 @@ def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
         tower(pixels)
 
     def tapped() -> None:
-        with tap.record(module, softmax=False, cls_index=adapter.cls_index):
+        with tap.record(module, tap.reader("logits", adapter.cls_index)):
             tower(pixels)
 
     def eager() -> None:

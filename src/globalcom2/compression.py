@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,6 +22,10 @@ from globalcom2.report import Clock, ImageReport, Report
 from globalcom2.selection import NEWLINES, Keep, check_thumbnail_weight, select
 from globalcom2.views import SCORE_TYPES, Views
 
+GRID_UNKNOWN = (
+    "globalcom2: an image is too uniform or too regular to tell how its crops lie, and the call does not say; its crops "
+    "get equal budgets."
+)
 POSITIONS = ("closed", "original")
 THUMBNAIL_ORDERS = ("raster", "score")
 
@@ -33,7 +38,7 @@ def compress(
     method: str = "globalcom2",
     *,
     exact: bool = True,
-    score: str = "logits",
+    score: str | None = None,
     layer: int = -1,
     newlines: str | None = None,
     thumbnail_weight: float = 1.0,
@@ -50,8 +55,10 @@ def compress(
         method: A name from `list_methods()`.
         exact: True: how many tokens an image keeps follows from its size and the ratio alone. False: the published
             code's rounding.
-        score: What saliency is: "logits" ([CLS] row before the softmax, mean over heads), "attention" (after it) or
-            "similarity" (minus the cosine of a token's features to the mean of its view).
+        score: What saliency is: "logits" ([CLS] row before the softmax, mean over heads), "attention" (after it),
+            "received" (attention that a token gets from all others) or "similarity" (minus the cosine of a token's
+            features to the mean of its view). In towers without [CLS] the mean query stands in for it. Default: the
+            family's, see the models table.
         layer: The tower's layer whose attention row is read; negative counts from the end.
         newlines: "counted", "all" or "none", see `select`.
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`.
@@ -74,7 +81,7 @@ def compress(
         check_ratio(retention_ratio),
         method,
         exact,
-        _one_of("score", score, SCORE_TYPES),
+        score if score is None else _one_of("score", score, SCORE_TYPES),
         layer,
         newlines if newlines is None else _one_of("newlines", newlines, NEWLINES),
         thumbnail_weight,
@@ -118,7 +125,7 @@ class Settings:
     retention_ratio: float
     method: str
     exact: bool
-    score: str
+    score: str | None
     layer: int
     newlines: str | None
     thumbnail_weight: float
@@ -135,10 +142,11 @@ class Compression:
 
     def __init__(self, model: torch.nn.Module, settings: Settings):
         self.target = patching.unwrap(model)
-        self.settings = settings
         self.adapter: Adapter = load_adapter(self.target.config.model_type)
         self.adapter.check(self.target.base_model)
-        self.attention = self.adapter.attention(self.target.base_model, settings.layer)
+        self.score = settings.score or self.adapter.default_score
+        self.settings = settings
+        self.attention = self._attention(self.target.base_model)
         self.report = Report(settings.retention_ratio, settings.method)
 
     def __enter__(self) -> Compression:
@@ -170,7 +178,7 @@ class Compression:
             return None
         base = model.base_model
         encode = self.adapter.encode_arguments(base, call)
-        layouts = self.adapter.layouts(base, encode)
+        layouts = self.adapter.layouts(base, call)
         placeholder = ids == model.config.image_token_id
         rows = _rows_of_images(placeholder, layouts)
         mask = call.get("attention_mask")
@@ -184,19 +192,16 @@ class Compression:
             )
 
         clock = Clock(base.device)
-        attention = self.adapter.attention(base, self.settings.layer)
-        softmax = self.settings.score == "attention"
-        with (
-            clock.phase("tower"),
-            tap.record(attention, softmax=softmax, cls_index=self.adapter.cls_index) as recording,
-        ):
+        attention = self._attention(base)
+        read = tap.reader(self.score, self.adapter.cls_index)
+        with clock.phase("tower"), tap.record(attention, read) as recording:
             encoded = self.adapter.encode(base, encode)
-        if not recording.rows:
+        if attention is not None and not recording.rows:
             raise UnsupportedModelError(
                 f"layer {self.settings.layer} of the vision tower must run when the tower does, got nothing from its tap."
             )
         with clock.phase("selection"), torch.no_grad():
-            scores = self._scores(base, encoded, torch.cat(recording.rows))
+            scores = self._scores(base, encoded, recording.rows)
             shown = None if mask is None else mask[placeholder].bool().split([len(x.slots) for x in layouts])
             images = self._select(base, encoded, scores, layouts, rows, shown)
             keep = torch.cat([image.kept for image in images])
@@ -223,9 +228,12 @@ class Compression:
         new["mm_encoder_outputs"] = {"image": image}
         return Short(new, prompt, memory, clock)
 
-    def keep(self, views: Views) -> Keep:
-        """What stays of a batch of images of one layout."""
+    def keep(self, views: Views, known_grid: bool = True) -> Keep:
+        """What stays of a batch of images of one layout; where nobody knows their grid, crops get the same ratio."""
         settings = self.settings
+        if not known_grid and settings.method == "globalcom2":
+            warnings.warn(GRID_UNKNOWN, stacklevel=2)
+            settings = replace(settings, method="uniform", options={})
         return select(
             views,
             settings.retention_ratio,
@@ -236,10 +244,19 @@ class Compression:
             **settings.options,
         )
 
-    def _scores(self, base: Any, encoded: Any, rows: Tensor) -> Tensor:
-        """Token scores (views, tokens)."""
-        if self.settings.score != "similarity":
-            return self.adapter.scores(rows)
+    def _arranged(self, tensor: Tensor, layouts: list[Layout]) -> list[Tensor]:
+        """Per image, with the thumbnail first."""
+        parts = tensor.split([layout.views for layout in layouts])
+        return [self.adapter.arrange(part, layout) for part, layout in zip(parts, layouts, strict=True)]
+
+    def _attention(self, base: Any) -> torch.nn.Module | None:
+        """What to tap; nothing where scores do not come from attention."""
+        return None if self.score == "similarity" else self.adapter.attention(base, self.settings.layer)
+
+    def _scores(self, base: Any, encoded: Any, rows: list[Tensor]) -> Tensor:
+        """Token scores (views, tokens), in the tower's order of views."""
+        if self.score != "similarity":
+            return self.adapter.scores(base, torch.cat(rows))
         features = self.adapter.tower_features(base, encoded).float()
         return -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)
 
@@ -257,10 +274,10 @@ class Compression:
         `shown` tells per image which of its places the caller's mask shows; a masked one is dropped.
         """
         settings = self.settings
-        views = scores.split([layout.views for layout in layouts])
+        views = self._arranged(scores, layouts)
         features = None
         if get_method(settings.method).needs_features:
-            features = self.adapter.tower_features(base, encoded).split([layout.views for layout in layouts])
+            features = self._arranged(self.adapter.tower_features(base, encoded), layouts)
         images: dict[int, ImageReport] = {}
         for layout in dict.fromkeys(layouts):
             members = [i for i, other in enumerate(layouts) if other is layout]
@@ -273,9 +290,9 @@ class Compression:
                 stacked[:, 0],
                 layout.token_grid,
                 layout.lines,
-                settings.score,
+                self.score,
             )
-            keep = self.keep(batch)
+            keep = self.keep(batch, layout.known_grid)
             flat = torch.cat(
                 [keep.thumbnail, keep.crops.flatten(1), *([] if keep.newlines is None else [keep.newlines])], 1
             )

@@ -78,7 +78,8 @@ def active(model: Any) -> Compression | None:
 def push(model: Any, compression: Compression, *, permanent: bool = False) -> None:
     """Make `compression` the active one of its model, patching the model if it is the first."""
     with _lock:
-        tap.install(compression.attention)
+        if compression.attention is not None:
+            tap.install(compression.attention)
         state = model.__dict__.get(STATE)
         if state is None:
             state = model.__dict__[STATE] = State()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from globalcom2.errors import InputError
 
-SCORE_TYPES = ("logits", "attention", "similarity")
+SCORE_TYPES = ("logits", "attention", "received", "similarity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,8 @@ class Views:
         lines: int (crops, tokens), for packings that end every line of the stitched crops with a newline token: the
             line that a token stands on, -1 on padding. None: the packing has no newlines.
         score_type: What the scores are: "logits" (pre-softmax, may be negative), "attention" (softmaxed, one view sums
-            to at most one) or "similarity" (minus the cosine to the view's mean). Selectors take their temperature
+            to at most one), "received" (attention from all tokens, sums to one too) or "similarity" (minus the cosine
+            to the view's mean). Selectors take their temperature
             from it.
 
     Raises:

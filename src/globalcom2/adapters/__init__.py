@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from globalcom2.budget import keep_counts
+from globalcom2.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,11 @@ class Layout:
     lines: Tensor | None
     """int (crops, tokens), see `Views.lines`."""
     slots: Tensor
-    """int (placeholders,): what stands in each place of the run, as a position in [thumbnail | crops | newlines] laid
-    end to end; -1 for a newline that ends no token and is always dropped (strips of under one token's width)."""
+    """int (placeholders,): what stands in each place of the image's run, as a position in [thumbnail | crops |
+    newlines] laid end to end, whatever their order in the run; -1 for a newline that ends no token and is always
+    dropped (strips of under one token's width)."""
+    known_grid: bool = True
+    """False where nothing tells how the crops lie: `grid` is (1, crops) then, and all crops get the same ratio."""
 
     @property
     def views(self) -> int:
@@ -69,7 +73,9 @@ class Adapter(ABC):
     """Glue to one model family. Stateless; `base` is the model that has `get_image_features`."""
 
     cls_index: int | None = 0
-    """Where the [CLS] token stands in the tower's sequence."""
+    """Where the [CLS] token stands in the tower's sequence; None for a tower without one."""
+    default_score: str = "logits"
+    """What saliency is unless the caller says otherwise."""
     projects_kept_only: bool = False
     """Whether the projector runs after selection, on the tokens that stay."""
 
@@ -82,18 +88,29 @@ class Adapter(ABC):
         """The attention module of the tower's layer `layer` (may be negative)."""
 
     @abstractmethod
-    def layouts(self, base: Any, inputs: dict[str, Any]) -> list[Layout]:
-        """One layout per image, in prompt order, from the pixel inputs' sizes alone."""
+    def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:
+        """One layout per image, in prompt order; from sizes and tags where these tell everything.
 
-    @abstractmethod
+        Args:
+            base: The model that has `get_image_features`.
+            call: The keyword arguments of the model's call.
+        """
+
     def layout(self, config: Any, height: int, width: int) -> Layout:
-        """The layout of an image of that size in px, from the model's configuration alone."""
-
-    def scores(self, rows: Tensor) -> Tensor:
-        """Token scores (views, tokens) from tapped rows (views, sequence)."""
-        return (
-            rows if self.cls_index is None else torch.cat([rows[:, : self.cls_index], rows[:, self.cls_index + 1 :]], 1)
+        """The layout of an image of that size in px, where it follows from the model's configuration alone."""
+        raise UnsupportedModelError(
+            f"how {config.model_type} cuts an image is the processor's affair, so costs cannot be estimated from the "
+            f"configuration, for {width}x{height} px. Use a llava_next model for that."
         )
+
+    def scores(self, base: Any, rows: Tensor) -> Tensor:
+        """Scores (views, tokens) of the tokens that the language model reads, from tapped rows (views, sequence)."""
+        cls = self.cls_index
+        return rows if cls is None else torch.cat([rows[:, :cls], rows[:, cls:][:, 1:]], 1)
+
+    def arrange(self, views: Tensor, layout: Layout) -> Tensor:
+        """What belongs to one image's views, (views, tokens, ...) in the tower's order, with the thumbnail first."""
+        return views
 
     def encode_arguments(self, base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """The part of a call's keyword arguments that `get_image_features` takes."""
@@ -105,7 +122,7 @@ class Adapter(ABC):
         return base.get_image_features(**arguments, return_dict=True)
 
     def tower_features(self, base: Any, encoded: Any) -> Tensor:
-        """The tower's own features before projection, (views, tokens, dim), thumbnail first in each image."""
+        """Features (views, tokens, dim) to compare tokens by, in the tower's order: one per token that can be kept."""
         raise NotImplementedError
 
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:

@@ -45,22 +45,22 @@ class LlavaNextAdapter(Adapter):
             )
         return layers[layer].self_attn  # type: ignore[no-any-return]
 
-    def layouts(self, base: Any, inputs: dict[str, Any]) -> list[Layout]:  # noqa: D102
-        sizes = inputs.get("image_sizes")
+    def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:  # noqa: D102
+        sizes = call.get("image_sizes")
         if sizes is None:
             raise InputError(
                 "image_sizes must be given with pixel_values, got None. Pass everything the processor returned."
             )
         sizes = sizes.tolist() if hasattr(sizes, "tolist") else list(sizes)
         if not all(isinstance(size, (list, tuple)) and len(size) == 2 for size in sizes):
-            raise InputError(f"image_sizes must be (images, 2) heights and widths, got {inputs['image_sizes']!r:.80}.")
-        strategy = inputs.get("vision_feature_select_strategy")
+            raise InputError(f"image_sizes must be (images, 2) heights and widths, got {call['image_sizes']!r:.80}.")
+        strategy = call.get("vision_feature_select_strategy")
         if strategy not in (None, "default"):
             raise InputError(
                 f"vision_feature_select_strategy must be 'default' in a compressed call, got {strategy!r}."
             )
         layouts = [self.layout(base.config, int(height), int(width)) for height, width in sizes]
-        _check_views(inputs["pixel_values"], layouts)
+        _check_views(call["pixel_values"], layouts)
         return layouts
 
     def layout(self, config: Any, height: int, width: int) -> Layout:  # noqa: D102

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,16 @@ from globalcom2.errors import UnsupportedModelError
 PREFIX = "globalcom2|"
 
 
+Reader = Callable[[Tensor, Tensor, Any, "float | None"], Tensor]
+"""Makes rows (views, sequence) of a kernel's query, key, mask and scaling."""
+
+
 @dataclass
 class Recording:
     """Rows of one encoder call: wanted from `module`'s tap, (views, sequence) per pass of the tower."""
 
-    module: nn.Module
-    softmax: bool
-    cls_index: int | None
+    module: nn.Module | None
+    read: Reader
     rows: list[Tensor]
 
 
@@ -40,9 +44,9 @@ _recording: ContextVar[Recording | None] = ContextVar("globalcom2_tap", default=
 
 
 @contextmanager
-def record(module: nn.Module, *, softmax: bool, cls_index: int | None) -> Iterator[Recording]:
-    """Collect the tapped rows of `module` in the block; a module inside torch.compile included."""
-    recording = Recording(module, softmax, cls_index, [])
+def record(module: nn.Module | None, read: Reader) -> Iterator[Recording]:
+    """Collect what `read` makes of `module`'s attention in the block; a module inside torch.compile included."""
+    recording = Recording(module, read, [])
     token = _recording.set(recording)
     try:
         yield recording
@@ -97,7 +101,17 @@ def _tap(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: floa
     if recording is None or recording.module is not module:
         return
     with torch.no_grad():
-        recording.rows.append(attention_row(query, key, mask, scaling, recording.cls_index, recording.softmax))
+        recording.rows.append(recording.read(query, key, mask, scaling))
+
+
+def reader(score: str, cls_index: int | None) -> Reader:
+    """What to read for a score type ("logits", "attention" or "received") in a tower with [CLS] at `cls_index`.
+
+    Without [CLS], "logits" and "attention" are the row of the mean query, a stand-in for it.
+    """
+    if score == "received":
+        return received_attention
+    return partial(attention_row, cls_index=cls_index, softmax=score == "attention")
 
 
 def attention_row(
@@ -116,12 +130,43 @@ def attention_row(
     Returns:
         float32 (views, sequence).
     """
-    row = query.mean(2) if cls_index is None else query[:, :, cls_index]
+    row = query.mean(2, keepdim=True) if cls_index is None else query[:, :, cls_index][:, :, None]
+    line = mask[:, :, [0 if cls_index is None else cls_index]] if isinstance(mask, Tensor) and mask.ndim == 4 else None
+    logits = _logits(row, key, line, scaling)[:, :, 0]
+    return (logits.softmax(-1) if softmax else logits).mean(1)
+
+
+ROWS = 128  # queries at a time: a chunk of the map, never the whole
+
+
+def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """How much attention every token receives, averaged over queries and heads; sums to one in each view.
+
+    Args:
+        query: (views, heads, sequence, head_dim), as the kernel sees it.
+        key: The same; may have fewer heads (grouped queries).
+        mask: None, or a 4-D mask (additive or bool).
+        scaling: Factor on the products; None means head_dim ** -0.5.
+
+    Returns:
+        float32 (views, sequence).
+    """
+    received = torch.zeros(key.shape[0], key.shape[2], device=key.device)
+    for first in range(0, query.shape[2], ROWS):
+        rows = slice(first, first + ROWS)
+        line = None
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            line = mask[:, :, rows] if mask.shape[2] > 1 else mask
+        received += _logits(query[:, :, rows], key, line, scaling).softmax(-1).sum(2).mean(1)
+    return received / query.shape[2]
+
+
+def _logits(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """float32 (views, heads, queries, sequence)."""
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = torch.einsum("vhd,vhsd->vhs", row.float() * scale, key.float())
-    if isinstance(mask, Tensor) and mask.ndim == 4:
-        line = mask[:, :, 0 if cls_index is None else cls_index]
-        logits = logits.masked_fill(~line, -torch.inf) if line.dtype == torch.bool else logits + line
-    return (logits.softmax(-1) if softmax else logits).mean(1)
+    logits = (query.float() * scale) @ key.float().mT
+    if mask is None:
+        return logits
+    return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask

@@ -15,7 +15,7 @@ from globalcom2.views import Views
 
 # Logit sums over a crop's share of the thumbnail differ by tens; softmaxed attention sums to at most one in a whole
 # view, so the paper's temperature would make every crop's share equal there.
-TEMPERATURES = {"logits": 10.0, "attention": 0.1, "similarity": 10.0}
+TEMPERATURES = {"logits": 10.0, "attention": 0.1, "received": 0.1, "similarity": 10.0}
 EPSILON = 1e-8
 # Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
 # that a temperature means the same at every resolution.
@@ -37,7 +37,7 @@ def globalcom2(
         views: Images with a thumbnail.
         retention_ratio: Fraction to keep, in (0, 1].
         temperature: Softness of the competition between crops. Default: 10 for logits and similarity, 0.1 for
-            attention.
+            attention given or received.
         alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1].
         crop_mass: How a crop's region of the thumbnail counts: "sum", "mean" or "max" of its scores.
         regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers, and "sum" is per
@@ -74,7 +74,7 @@ def globalcom2(
     canvas = Canvas(views)
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
     # Softmaxed scores sum to one in a view of any resolution, others grow with it.
-    tokens = thumbnail.shape[-1] if views.score_type == "attention" else PAPER_TOKENS
+    tokens = thumbnail.shape[-1] if views.score_type in ("attention", "received") else PAPER_TOKENS
     mass = _mass(thumbnail_map.double(), *weights, crop_mass, tokens if regions == "overlap" else None)
     mass = mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
     shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()

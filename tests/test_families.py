@@ -1,0 +1,138 @@
+"""One matrix for all families: whatever the packing, tags and containers, a compressed call is simply a shorter prompt."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import footprint
+from families import FAMILIES
+from globalcom2 import compress
+from independent import cut_embeddings, reports_keep
+from tiny import picture
+
+SIZES = [(168, 168), (60, 200), (400, 100)]  # width, height
+
+
+@functools.cache
+def built(name):
+    tiny = FAMILIES[name]()
+    # transformers itself adds hooks and attributes on a model's first call.
+    tiny.model.generate(**tiny.inputs([f"{tiny.tag} a"], [picture(90, 90)]), max_new_tokens=2)
+    return tiny
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request):
+    tiny = built(request.param)
+    before = footprint(tiny.model)
+    yield tiny
+    assert footprint(tiny.model) == before, "the model was left patched"
+
+
+def prompts(tiny):
+    """(texts, images per text): two images of different sizes, one, none, a picture smaller than a view."""
+    tag = tiny.tag
+    images = [[picture(*SIZES[0], 1), picture(*SIZES[1], 2)], [picture(*SIZES[2], 3)], [], [picture(30, 30, 4)]]
+    return [f"a {tag} b {tag} c", f"look: {tag}?", "no picture here", f"{tag} tiny"], images
+
+
+def batch(tiny):
+    texts, images = prompts(tiny)
+    return tiny.inputs(texts, [image for row in images for image in row])
+
+
+def generate(tiny, inputs, **kwargs):
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    return tiny.model.generate(**inputs, **{**options, **kwargs})
+
+
+def test_ratio_one_is_the_unpatched_model(family):
+    inputs = batch(family)
+    plain = generate(family, inputs)
+    with compress(family.model, 1.0):
+        kept = generate(family, inputs)
+    assert torch.equal(kept.sequences, plain.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.4])
+def test_equal_to_cut_embeddings(family, ratio):
+    inputs = batch(family)
+    with compress(family.model, ratio) as compression:
+        short = generate(family, inputs)
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(short.sequences[:, :length], inputs["input_ids"])  # the caller's prompt is restored
+    report = compression.report
+    assert 0 < report.tokens_after < report.tokens_before
+    assert report.tokens_before == int((inputs["input_ids"] == family.model.config.image_token_id).sum())
+    embeds, mask, _ = cut_embeddings(family.model, inputs, reports_keep(compression))
+    by_hand = generate(family, {"inputs_embeds": embeds, "attention_mask": mask})
+    assert torch.equal(short.sequences[:, length:], by_hand.sequences)
+    torch.testing.assert_close(torch.stack(short.logits), torch.stack(by_hand.logits), atol=2e-5, rtol=1e-5)
+
+
+def test_a_mixed_batch_equals_row_by_row(family):
+    texts, images = prompts(family)
+    inputs = batch(family)
+    with compress(family.model, 0.3):
+        together = generate(family, inputs)
+        for row, (text, own) in enumerate(zip(texts, images, strict=True)):
+            alone = generate(family, family.inputs([text], own))
+            for a, b in zip(together.logits, alone.logits, strict=True):
+                torch.testing.assert_close(a[row], b[0], atol=2e-5, rtol=1e-5)
+
+
+def test_beams_equal_row_by_row(family):
+    texts, images = prompts(family)
+    with compress(family.model, 0.3):
+        together = generate(family, batch(family), num_beams=3, max_new_tokens=4)
+        for row, (text, own) in enumerate(zip(texts, images, strict=True)):
+            alone = generate(family, family.inputs([text], own), num_beams=3, max_new_tokens=4)
+            assert torch.equal(together.sequences[row, -4:], alone.sequences[0, -4:])
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.25, 0.5])
+def test_totals_do_not_depend_on_content(family, ratio):
+    totals = set()
+    for seed in range(12):
+        inputs = family.inputs([f"{family.tag} a"], [picture(300, 200, seed)])
+        with compress(family.model, ratio) as compression:
+            generate(family, inputs, max_new_tokens=1)
+        totals.add(compression.report.tokens_after)
+    assert len(totals) == 1
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_the_only_textured_corner_gets_the_largest_budget(family, corner):
+    """Catches transposed grids and thumbnails taken from the wrong place."""
+    width, height = 360, 240
+    pixels = np.full((height, width, 3), 128, np.uint8)
+    y, x = corner[0] * height * 2 // 3, corner[1] * width * 2 // 3
+    noise = np.random.default_rng(0).integers(0, 256, (height // 3, width // 3, 3), dtype=np.uint8)
+    pixels[y : y + height // 3, x : x + width // 3] = noise
+    inputs = family.inputs([f"{family.tag} a"], [Image.fromarray(pixels)])
+    with compress(family.model, 0.25, score="similarity", temperature=1.0) as compression:
+        generate(family, inputs, max_new_tokens=1)
+    image = compression.report[0]
+    rows, cols = image.grid
+    assert rows > 1
+    assert cols > 1
+    assert image.layout.known_grid
+    assert int(np.argmax(image.crop_ratios)) == corner[0] * (rows - 1) * cols + corner[1] * (cols - 1)
+
+
+@pytest.mark.parametrize("score", ["logits", "attention", "received", "similarity"])
+def test_every_score_keeps_the_budget(family, score):
+    inputs = batch(family)
+    try:
+        compression = compress(family.model, 0.2, score=score)
+    except NotImplementedError:
+        pytest.skip("this tower has no attention to tap")
+    with compression:
+        generate(family, inputs, max_new_tokens=1)
+    with compress(family.model, 0.2, "uniform") as uniform:
+        generate(family, inputs, max_new_tokens=1)
+    assert compression.report.tokens_after == uniform.report.tokens_after
