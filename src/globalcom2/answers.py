@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,20 @@ from globalcom2.comparison import chat_prompt
 from globalcom2.errors import InputError
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What came out."""
+
+    texts: list[list[str]]
+    """Nested as the questions are."""
+    placeholders: list[int]
+    """Visual tokens per picture, uncompressed."""
+
+
 @torch.inference_mode()
 def answer_questions(
     model: Any, processor: Any, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int
-) -> list[list[str]]:
+) -> Answers:
     """Greedy answers to several questions about each of several pictures of one size.
 
     The prompt up to the image's end is prefilled once per picture; each question then continues a copy of the cache, so
@@ -31,8 +42,8 @@ def answer_questions(
         questions: As many questions for each.
         max_new_tokens: Longest answer.
 
-    Returns:
-        The answers, as the questions are nested.
+    Raises:
+        InputError: Pictures of several sizes, or with different numbers of questions.
     """
     sizes = {image.size for image in images}
     if len(sizes) != 1 or len({len(asked) for asked in questions}) != 1 or len(images) != len(questions):
@@ -64,7 +75,7 @@ def answer_questions(
         new = processor.batch_decode(out[:, head.shape[1] + ids.shape[1] :], skip_special_tokens=True)
         for row, text in zip(answers, new, strict=True):
             row.append(text.strip())
-    return answers
+    return Answers(answers, (head == token).sum(1).tolist())
 
 
 def _heads(ids: Tensor, mask: Tensor, token: int) -> tuple[Tensor, Tensor]:

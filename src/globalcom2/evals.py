@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from globalcom2.answers import answer_questions
-from globalcom2.compression import Compression, compress
+from globalcom2.compression import compress
 from globalcom2.errors import InputError
-from globalcom2.families import load_adapter
 from globalcom2.intervals import Bootstrap, interval
 from globalcom2.questions import Picture, fingerprint
 
@@ -126,25 +126,19 @@ def answer_pictures(model: Any, processor: Any, block: Block, name: str, picture
             longest + 2,
         )
     seconds = (time.perf_counter() - start) / len(pictures)
-    tokens = visual_tokens(model, pictures[0].size, compression)
+    kept = answers.placeholders
+    if compression is not None and len(compression.report):
+        kept = [image.tokens_after for image in compression.report]
     return [
         Outcome(
             name,
             picture.number,
-            [a.lower() == q.answer for a, q in zip(given, picture.questions, strict=True)],
+            [text.lower() == q.answer for text, q in zip(texts, picture.questions, strict=True)],
             tokens,
             seconds,
         )
-        for picture, given in zip(pictures, answers, strict=True)
+        for picture, texts, tokens in zip(pictures, answers.texts, kept, strict=True)
     ]
-
-
-def visual_tokens(model: Any, size: tuple[int, int], compression: Compression | None) -> int:
-    """What the language model read of one picture, newlines included."""
-    if compression is not None and len(compression.report):
-        return compression.report[0].tokens_after
-    width, height = size
-    return len(load_adapter(model.config.model_type).layout(model.config, height, width).slots)
 
 
 def evaluate(
@@ -187,8 +181,8 @@ def summarize(pictures: list[Picture], runs: list[tuple[dict[str, Any], list[Out
     """Rows with accuracy, per kind too, relative to the first run, each with a 95 % interval over pictures.
 
     Returns:
-        Per run what describes it and: questions, accuracy, interval, relative, relative_interval, visual_tokens (mean
-        per picture, newlines included), kinds and kind_intervals, seconds per picture, and `right`, one 0 or 1 per
+        Per run what describes it and: questions, accuracy, interval, relative and relative_interval (None where the
+        first run got nothing right), visual_tokens (mean per picture, newlines included), kinds and kind_intervals, seconds per picture, and `right`, one 0 or 1 per
         question in the set's order, from which everything else can be computed again.
     """
     kinds = np.array([question.kind for picture in pictures for question in picture.questions])
@@ -208,8 +202,7 @@ def summarize(pictures: list[Picture], runs: list[tuple[dict[str, Any], list[Out
                 "questions": len(right),
                 "accuracy": accuracy,
                 "interval": interval(drawn),
-                "relative": accuracy / rows[0]["accuracy"] if rows and rows[0]["accuracy"] else 1.0,
-                "relative_interval": interval(drawn / full),
+                **_relative(accuracy, rows[0]["accuracy"] if rows else accuracy, drawn, full),
                 "visual_tokens": float(np.mean([outcome.visual_tokens for outcome in outcomes])),
                 "kinds": {name: float(right[kinds == name].mean()) for name in names},
                 "kind_intervals": {name: interval(bootstrap.accuracies(right, kinds == name)) for name in names},
@@ -220,9 +213,23 @@ def summarize(pictures: list[Picture], runs: list[tuple[dict[str, Any], list[Out
     return rows
 
 
+def _relative(
+    accuracy: float, reference: float, drawn: NDArray[np.float64], full: NDArray[np.float64]
+) -> dict[str, Any]:
+    if reference == 0.0:  # nothing to compare with
+        return {"relative": None, "relative_interval": None}
+    possible = full > 0
+    return {"relative": accuracy / reference, "relative_interval": interval(drawn[possible] / full[possible])}
+
+
 def journal_header(model: str, pictures: list[Picture], version: str) -> dict[str, Any]:
     """What makes outcomes comparable."""
     return {"model": model, "set": fingerprint(pictures), "globalcom2": version}
+
+
+def percent(share: float | None) -> str:
+    """A share as text; a dash for an unknown one."""
+    return "-" if share is None else f"{share:.1%}"
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -235,7 +242,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         low, high = row["interval"]
         cells = [f"{row['kinds'][kind]:.1%}" for kind in kinds]
-        cells += [f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})", f"{row['relative']:.1%}"]
+        cells += [f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})", percent(row["relative"])]
         head = f"| {row['method']} | {row['retention_ratio']:g} | {row['visual_tokens']:.0f} | "
         lines.append(head + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -32,17 +32,17 @@ def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_analysis(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy relative to all tokens, one bar per condition with its 95 % interval."""
+    """Accuracy, one bar per condition with its 95 % interval."""
     figure = Figure(figsize=(7, 0.8 + 0.45 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     names = [f"{row['condition']} ({row['visual_tokens']:.0f} tokens)" for row in rows]
-    values = [row["relative"] for row in rows]
-    errors = [[value - row["relative_interval"][0] for value, row in zip(values, rows, strict=True)]]
-    errors += [[row["relative_interval"][1] - value for value, row in zip(values, rows, strict=True)]]
+    values = [row["accuracy"] for row in rows]
+    errors = [[value - row["interval"][0] for value, row in zip(values, rows, strict=True)]]
+    errors += [[row["interval"][1] - value for value, row in zip(values, rows, strict=True)]]
     axis.barh(names, values, xerr=[[max(0.0, e) for e in side] for side in errors], color=COLORS[1], capsize=3)
     axis.invert_yaxis()
-    axis.set_xlabel("accuracy relative to all tokens")
+    axis.set_xlabel("accuracy")
     figure.savefig(path, dpi=110)
 
 

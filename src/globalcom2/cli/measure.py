@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -163,27 +165,27 @@ def _finish(result: dict[str, Any], out: Path | None, partial: Path | None, as_j
         typer.echo(json.dumps(result))
 
 
-def _print_rows(result: dict[str, Any], heads: list[str], cells: Any) -> None:
-    rows = result["runs"]
-    table = Table(
-        title=f"{result['model']} on {result['dataset']}, {result['pictures']} pictures", title_justify="left"
-    )
-    for column in heads:
-        table.add_column(column)
+def _print_rows(result: dict[str, Any], heads: list[str], cells: Callable[[dict[str, Any]], list[str]]) -> None:
+    from globalcom2.evals import percent  # noqa: PLC0415
+
+    rows, console = result["runs"], Console()
+    title = f"{result['model']} on {result['dataset']}: {result['pictures']} pictures, {rows[0]['questions']} questions"
+    console.print(title, style="bold", highlight=False)
     kinds = list(rows[0]["kinds"])
-    for column in ("tokens", *kinds, "all", "95 %", "of full"):
-        table.add_column(column, justify="right", no_wrap=True)
+    whole, by_kind = _table(heads, ["tokens", "accuracy", "95 % interval", "of full"]), _table(heads, kinds)
     for row in rows:
         low, high = row["interval"]
-        accuracies = [f"{row['kinds'][kind]:.1%}" for kind in kinds]
-        table.add_row(
-            *cells(row),
-            f"{row['visual_tokens']:.0f}",
-            *accuracies,
-            f"{row['accuracy']:.1%}",
-            f"{low:.1%}-{high:.1%}",
-            f"{row['relative']:.1%}",
-        )
-    Console().print(table)
-    questions = rows[0]["questions"]
-    Console().print(f"{questions} questions; intervals over pictures; tokens per picture, newlines included.")
+        figures = (f"{row['visual_tokens']:.0f}", percent(row["accuracy"]), f"{percent(low)} to {percent(high)}")
+        whole.add_row(*cells(row), *figures, percent(row["relative"]))
+        by_kind.add_row(*cells(row), *(f"{100 * row['kinds'][kind]:.1f}" for kind in kinds))
+    console.print(whole)
+    console.print("Accuracy per kind of question, %", highlight=False)
+    console.print(by_kind)
+    console.print("Tokens per picture, newlines included; intervals over pictures.")
+
+
+def _table(left: list[str], right: list[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in (*left, *right):
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table

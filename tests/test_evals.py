@@ -1,0 +1,225 @@
+"""`eval` and `analyze`: answers equal those of separate calls, intervals those of a plain bootstrap, stops lose nothing."""
+
+import io
+import json
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from globalcom2 import InputError, compress, load_mini
+from globalcom2.analysis import analyze_views
+from globalcom2.answers import answer_questions
+from globalcom2.cli import main
+from globalcom2.comparison import chat_prompt
+from globalcom2.evals import FULL, Journal, Setting, batches, evaluate, journal_header, markdown_table, settings_of
+from globalcom2.intervals import Bootstrap, interval
+from globalcom2.mini import EVALUATION_SET
+from globalcom2.questions import COLUMNS, Picture, Question, fingerprint, load_pictures
+
+
+@pytest.fixture(scope="module")
+def mini():
+    torch.set_num_threads(1)
+    return load_mini()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return load_pictures(EVALUATION_SET, 8)
+
+
+def separately(mini, picture, question):
+    model, processor = mini
+    inputs = processor(text=chat_prompt(processor, question.text), images=picture.image, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("ratio", [None, 0.25])
+def test_answers_equal_those_of_separate_calls(mini, pictures, ratio):
+    model, processor = mini
+    group = next(batches(pictures, 4))
+    with compress(model, ratio or 1.0):
+        answers = answer_questions(
+            model, processor, [p.image for p in group], [[q.text for q in p.questions] for p in group], 6
+        )
+        expected = [[separately(mini, p, q) for q in p.questions] for p in group]
+    assert answers.texts == expected
+
+
+def test_batches_hold_every_picture_once_and_one_size(pictures):
+    found = list(batches(pictures, 3))
+    assert sorted(p.number for group in found for p in group) == [p.number for p in pictures]
+    assert all(len({p.size for p in group}) == 1 and len(group) <= 3 for group in found)
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_result(mini, pictures, tmp_path):
+    settings = settings_of(["uniform"], [1.0, 0.1])
+    whole = evaluate(*mini, pictures, settings, batch_size=2)
+
+    def stop(done, left=[3]):  # noqa: B006
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    path, header = tmp_path / "run.partial.jsonl", journal_header("mini", pictures, "0")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*mini, pictures, settings, batch_size=2, journal=Journal(path, header), progress=stop)
+    with path.open("a") as file:
+        file.write('{"setting": "uniform 0.1", "pict')  # killed while it wrote
+    before = len(Journal(path, header).found)
+    assert before >= 3
+    rows = evaluate(*mini, pictures, settings, batch_size=2, journal=Journal(path, header))
+    for row, expected in zip(rows, whole, strict=True):
+        row.pop("seconds_per_picture"), expected.pop("seconds_per_picture")
+        assert row == expected
+
+
+def test_a_journal_of_another_run_is_refused(pictures, tmp_path):
+    path = tmp_path / "run.partial.jsonl"
+    Journal(path, journal_header("mini", pictures, "0"))
+    with pytest.raises(InputError, match=r"must belong to this model.*--out"):
+        Journal(path, journal_header("mini", pictures[1:], "0"))
+
+
+def test_rows_count_what_was_really_fed(mini, pictures):
+    model, processor = mini
+    rows = evaluate(model, processor, pictures, settings_of(["globalcom2"], [0.1]))
+    before, after = [], []
+    for picture in pictures:
+        inputs = processor(text="<image>", images=picture.image, return_tensors="pt")
+        before.append(int((inputs["input_ids"] == model.config.image_token_id).sum()))
+        with compress(model, 0.1) as compression, torch.no_grad():
+            after.append(before[-1] - (inputs["input_ids"].shape[1] - model(**inputs).logits.shape[1]))
+        assert compression.report.tokens_after == after[-1]
+    assert rows[0]["visual_tokens"] == np.mean(before)
+    assert rows[1]["visual_tokens"] == np.mean(after)
+    assert len(rows[0]["right"]) == 8 * len(pictures)
+
+
+def test_settings_start_with_all_tokens_once():
+    found = settings_of(["a", "b"], [0.1, 1.0, 0.5])
+    expected = [Setting(FULL, 1.0), Setting("a", 0.5), Setting("b", 0.5), Setting("a", 0.1), Setting("b", 0.1)]
+    assert found == expected
+
+
+def test_intervals_equal_a_bootstrap_over_pictures_by_hand():
+    draw = random.Random(0)
+    owner = np.repeat(np.arange(40), 5)
+    right = np.array([draw.random() < 0.3 + 0.5 * (picture % 2) for picture in owner])
+    low, high = interval(Bootstrap(owner, resamples=4000).accuracies(right))
+    means = []
+    for _ in range(4000):
+        chosen = [draw.randrange(40) for _ in range(40)]
+        means.append(np.mean([right[owner == picture].mean() for picture in chosen]))
+    expected = np.percentile(means, [2.5, 97.5])
+    assert np.allclose([low, high], expected, atol=0.012)
+    questions = interval(Bootstrap(np.arange(200), resamples=4000).accuracies(right))
+    assert high - low > questions[1] - questions[0]  # questions about one picture fail together
+
+
+def test_intervals_among_some_questions_and_none():
+    bootstrap = Bootstrap(np.array([0, 0, 1, 1]))
+    among = np.array([True, False, False, False])
+    assert interval(bootstrap.accuracies(np.array([True, False, False, False]), among)) == [1.0, 1.0]
+
+
+def test_analysis_drops_whole_views(mini, pictures):
+    model, _ = mini
+    rows = {row["condition"]: row for row in analyze_views(*mini, pictures[:4], batch_size=2)}
+    tokens = {name: row["visual_tokens"] for name, row in rows.items()}
+    assert tokens["thumbnail only"] == 64
+    assert tokens["crops only"] == tokens[FULL] - 64
+    assert tokens["drop most important crop"] <= tokens[FULL] - 64
+    assert tokens["drop least important crop"] <= tokens[FULL] - 64
+    assert rows[FULL]["relative"] == 1.0
+    assert "generate" not in model.__dict__
+
+
+def test_the_shipped_set_is_what_it_says():
+    datasets = pytest.importorskip("datasets")
+    from datasets.config import HF_DATASETS_CACHE  # noqa: F401
+
+    schema = parquet.read_schema(EVALUATION_SET)
+    features = datasets.Features.from_arrow_schema(schema)
+    assert isinstance(features["image"], datasets.Image)
+    table = parquet.read_table(EVALUATION_SET, columns=["picture", "kind", "question", "answer"]).to_pydict()
+    assert len(table["picture"]) == 600 * 8
+    assert sorted(set(table["picture"])) == list(range(600))
+    assert len(set(zip(table["picture"], table["question"], strict=True))) == 600 * 8
+    assert EVALUATION_SET.stat().st_size <= 15 * 2**20
+
+
+def test_command_line_writes_result_and_plot_and_takes_it_up_again(tmp_path, capsys):
+    out, plot = tmp_path / "result.json", tmp_path / "plot.png"
+    arguments = ["eval", "--pictures", "4", "--retention", "0.25", "--method", "uniform", "--out", str(out)]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--plot", str(plot), "--json"])
+    assert stop.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(out.read_text())
+    assert [run["method"] for run in printed["runs"]] == [FULL, "uniform"]
+    assert plot.stat().st_size > 5000
+    assert not list(tmp_path.glob("*.partial*"))
+    with pytest.raises(SystemExit):
+        main(["analyze", "--pictures", "2", "--plot", str(tmp_path / "views.png")])
+    shown = capsys.readouterr().out
+    assert "thumbnail only" in shown
+    assert (tmp_path / "views.png").stat().st_size > 3000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--retention", "10"], "Did you mean 0.1?"),
+        (["--method", "globalcon2"], "globalcom2"),
+        (["--dataset", "nowhere.parquet"], "which is not there"),
+        (["--out", "result.txt"], "--out must be a .json file"),
+        (["--plot", "nowhere/plot.png"], "--plot must be"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_set(tmp_path):
+    text = tmp_path / "a.parquet"
+    text.write_text("no parquet")
+    with pytest.raises(InputError, match="must be a parquet file with the columns"):
+        load_pictures(text)
+    parquet.write_table(pa.table({"picture": [1]}), text)
+    with pytest.raises(InputError, match=r"must .* the columns"):
+        load_pictures(text)
+
+
+def test_a_set_of_ones_own(tmp_path):
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.new("RGB", (224, 112), "grey").save(encoded, "PNG")
+    row = {
+        "picture": 7,
+        "image": {"bytes": encoded.getvalue(), "path": None},
+        "kind": "k",
+        "question": "q",
+        "answer": "a",
+    }
+    path = tmp_path / "own.parquet"
+    parquet.write_table(pa.Table.from_pylist([row, {**row, "question": "r"}]).select(list(COLUMNS)), path)
+    (picture,) = load_pictures(path)
+    assert picture == Picture(7, encoded.getvalue(), (Question("k", "q", "a"), Question("k", "r", "a")))
+    assert picture.size == (224, 112)
+    assert fingerprint([picture]) == fingerprint(load_pictures(path))
+
+
+def test_table_has_a_row_per_run(mini, pictures):
+    table = markdown_table(evaluate(*mini, pictures[:2], settings_of(["uniform"], [0.5])))
+    assert table.count("\n") == 3
+    assert "| uniform | 0.5 |" in table
