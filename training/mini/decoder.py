@@ -64,8 +64,10 @@ class Pictures(Dataset):
 
 
 @torch.no_grad()
-def bank(tower, count: int, device: str):
-    """Tower features of `count` pictures, by grid: lists of (float16 (views * tokens, dim), scene)."""
+def bank(tower, count: int, device: str, path: Path):
+    """Tower features of `count` pictures, by grid: lists of (float16 (views * tokens, dim), scene). Kept in `path`."""
+    if path.exists():
+        return torch.load(path, weights_only=False)
     pictures, start = defaultdict(list), time.time()
     loader = DataLoader(Pictures(count), batch_size=None, collate_fn=tuple, num_workers=1)
     for done, (views, shown) in enumerate(loader):
@@ -73,6 +75,7 @@ def bank(tower, count: int, device: str):
         pictures[shown.grid].append((features.flatten(0, 1).half().cpu(), shown))
         if done % 500 == 0:
             print(f"features {done} {time.time() - start:.0f}s", flush=True)
+    torch.save(dict(pictures), path)
     return dict(pictures)
 
 
@@ -200,7 +203,7 @@ def main() -> None:
     tower = model.model.vision_tower
     tower.load_state_dict(torch.load(args.tower, map_location=args.device)["tower"])
     tower.requires_grad_(False).eval()
-    pictures = bank(tower, args.pictures, args.device)
+    pictures = bank(tower, args.pictures, args.device, args.out.with_suffix(".features"))
     trained = [p for p in model.parameters() if p.requires_grad]
     digits = torch.tensor(
         tokens.convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")), device=args.device

@@ -1,0 +1,91 @@
+"""Which settings answer best with a tenth of the tokens: one option varied at a time, on the tuning set only.
+
+    python training/mini/evaluation_set.py tuning runs/tuning.parquet
+    python benchmarks/sweep.py runs/tuning.parquet --out benchmarks/results/mini-sweep.json
+
+Prints a table; the evaluation set is never looked at. Resumes after a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from globalcom2 import load_mini
+from globalcom2._version import __version__
+from globalcom2.bench import machine
+from globalcom2.evals import FULL, Journal, Setting, evaluate, journal_header
+from globalcom2.questions import load_pictures
+
+AXES: dict[str, tuple[Any, ...]] = {
+    "score": ("logits", "attention", "received", "similarity"),
+    "layer": (-1, -2, -3, -4),
+    "temperature": (1.0, 3.0, 10.0, 30.0, 100.0),
+    "alpha": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "crop_mass": ("sum", "mean", "max"),
+    "newlines": ("counted", "all", "none"),
+    "thumbnail_weight": (0.25, 0.5, 1.0, 2.0, 3.0),
+    "thumbnail_order": ("raster", "score"),
+    "positions": ("closed", "original"),
+}
+
+
+def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[Setting]:
+    """All tokens, the baselines, `base`, and `base` with every value of every axis."""
+    shared = {name: value for name, value in base.items() if name not in ("temperature", "alpha", "crop_mass")}
+    found = [Setting(FULL, 1.0), Setting("uniform", ratio, shared), Setting("globalcom2", ratio, base)]
+    for axis in axes:
+        found += [Setting("globalcom2", ratio, {**base, axis: value}) for value in AXES[axis]]
+    return list({setting.name: setting for setting in found}.values())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: every setting with its accuracy, interval and the kinds."""
+    kinds = list(rows[0]["kinds"])
+    lines = [
+        "| method | options | tokens | all | 95 % | " + " | ".join(kinds) + " |",
+        "|---|---|---|---|---|" + "---|" * len(kinds),
+    ]
+    for row in rows:
+        options = ", ".join(f"{name}={value}" for name, value in row["options"].items()) or "defaults"
+        low, high = row["interval"]
+        cells = [row["method"], options, f"{row['visual_tokens']:.1f}", f"{row['accuracy']:.1%}", f"{low:.1%}-{high:.1%}"]
+        lines.append("| " + " | ".join([*cells, *(f"{row['kinds'][kind]:.1%}" for kind in kinds)]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the sweep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--ratio", type=float, default=0.1)
+    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--base", type=json.loads, default={}, help='options to start from, as JSON: {"alpha": 0.25}')
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    pictures = load_pictures(args.dataset, args.pictures)
+    model, processor = load_mini()
+    settings = settings_of(args.base, args.axes, args.ratio)
+    partial = args.out and args.out.with_suffix(".partial.jsonl")
+    journal = Journal(partial, journal_header("mini", pictures, __version__))
+    with Progress() as bar:
+        task = bar.add_task("Answering", total=len(settings) * len(pictures))
+        rows = evaluate(
+            model, processor, pictures, settings, journal=journal, progress=lambda done: bar.advance(task, done)
+        )
+    print(table(rows))
+    if args.out:
+        result = {"benchmark": "mini model, sweep on the tuning set", **machine(model.device), "pictures": len(pictures)}
+        for row in rows:
+            del row["right"]
+        args.out.write_text(json.dumps({**result, "runs": rows}, indent=1) + "\n")
+        partial.unlink()
+
+
+if __name__ == "__main__":
+    main()
