@@ -14,7 +14,10 @@ def image_features(model, inputs):
     """What the unpatched model puts in its placeholders, (placeholders, dim) in prompt order."""
     names = inspect.signature(model.base_model.get_image_features).parameters
     arguments = {name: inputs[name] for name in names if name in inputs}
-    output = model.base_model.get_image_features(**arguments, return_dict=True).pooler_output
+    encoded = model.base_model.get_image_features(**arguments, return_dict=True)
+    output = encoded.pooler_output
+    if output is None:  # Llama 4 projects in its forward
+        output = model.multi_modal_projector(encoded.last_hidden_state)
     items = [output] if isinstance(output, torch.Tensor) else output
     return torch.cat([item.flatten(0, -2) for item in items])
 
@@ -25,6 +28,10 @@ def cut_embeddings(model, inputs, keep, *, original_positions=False):
     with torch.no_grad():
         features = image_features(model, inputs)
         embeds = model.get_input_embeddings()(ids)
+        # Ovis2 takes the embeddings of its indicator ids from the vision side.
+        for number, indicator in enumerate(getattr(model.config, "visual_indicator_token_ids", ())):
+            table = model.base_model.visual_embeddings_table.weight
+            embeds[ids == indicator] = table[number - len(model.config.visual_indicator_token_ids)]
     taken, rows, places = 0, [], []
     for row in range(len(ids)):
         kept_row, kept_places, position = [], [], 0
@@ -51,6 +58,20 @@ def cut_embeddings(model, inputs, keep, *, original_positions=False):
         out_mask[row, longest - len(values) :] = 1
         out_places[row, longest - len(values) :] = places[row] if original_positions else torch.arange(len(values))
     return out, out_mask, out_places
+
+
+def cut_call(model, inputs, keep):
+    """Keyword arguments of a call of the unpatched model that must answer as the compressed call does.
+
+    Features that enter in several layers (Granite 4 Vision) do not fit into embeddings: there, the full prompt's
+    dropped places are masked, which also closes the gaps in its positions.
+    """
+    if not hasattr(model.config, "deepstack_layer_map"):
+        embeds, mask, _ = cut_embeddings(model, inputs, keep)
+        return {"inputs_embeds": embeds, "attention_mask": mask}
+    mask = inputs["attention_mask"].clone()
+    mask[inputs["input_ids"] == model.config.image_token_id] = keep.long()
+    return {**inputs, "attention_mask": mask}
 
 
 def one_row(inputs, row, image_rows):

@@ -223,7 +223,7 @@ class Compression:
             new["position_ids"] = memory.position_ids
         if original:  # without a mask and a cache, transformers takes gaps in positions for packed sequences
             new["attention_mask"] = memory.attention_mask
-        image = self.adapter.output(features)
+        image = self.adapter.output(features, encoded)
         image.globalcom2_memory = memory
         new["mm_encoder_outputs"] = {"image": image}
         return Short(new, prompt, memory, clock)

@@ -21,6 +21,7 @@ class Family:
     scores: str
     thumbnail: str
     tested: str
+    budget: str = "exact"
 
 
 _FAMILIES = {
@@ -32,9 +33,126 @@ _FAMILIES = {
             "[CLS] row of the last layer of the CLIP tower",
             "first",
             "random weights and the trained mini model; not with published checkpoints",
+            "exact, newlines included",
+        ),
+        Family(
+            "llava_next_video",
+            "globalcom2.adapters.llava_next:LlavaNextVideoAdapter",
+            "[CLS] row of the last layer of the CLIP tower; images only",
+            "first",
+            "random weights",
+            "exact, newlines included",
+        ),
+        Family(
+            "granite4_vision",
+            "globalcom2.adapters.granite4_vision:Granite4VisionAdapter",
+            "minus cosine to the mean of the view (SigLIP tower without [CLS]), averaged over a token's patches",
+            "first",
+            "random weights",
+            "exact, newlines included",
+        ),
+        Family(
+            "llava_onevision",
+            "globalcom2.adapters.llava_onevision:LlavaOnevisionAdapter",
+            "minus cosine to the mean of the view (SigLIP tower without [CLS]); images only",
+            "first",
+            "random weights",
+            "exact, newlines included; several images in a prompt have no crops",
+        ),
+        Family(
+            "idefics3",
+            "globalcom2.adapters.idefics3:Idefics3Adapter",
+            "minus cosine to the mean of the view (SigLIP tower without [CLS])",
+            "last",
+            "random weights",
+            "exact; tags between views stay and are not counted; grid from the tags",
+        ),
+        Family(
+            "smolvlm",
+            "globalcom2.adapters.idefics3:Idefics3Adapter",
+            "minus cosine to the mean of the view (SigLIP tower without [CLS])",
+            "last",
+            "random weights",
+            "exact; tags between views stay and are not counted; grid from the tags",
+        ),
+        Family(
+            "llama4",
+            "globalcom2.adapters.llama4:Llama4Adapter",
+            "[CLS] row of the last layer of its own tower, mean over the patches of a token",
+            "last",
+            "random weights; the real processor around a stand-in for its image processor (needs torchvision)",
+            "exact; tags between views stay and are not counted; grid from the tags",
+        ),
+        Family(
+            "ovis2",
+            "globalcom2.adapters.ovis2:Ovis2Adapter",
+            "minus cosine to the mean of the view (tower without [CLS])",
+            "first",
+            "random weights",
+            "exact; tags between views stay and are not counted; grid from the tags",
+        ),
+        Family(
+            "internvl",
+            "globalcom2.adapters.internvl:InternVLAdapter",
+            "[CLS] row of the last layer of the InternViT tower, mean over the patches of a token",
+            "last",
+            "random weights with the real processor; videos not",
+            "exact; grid from the pixels, equal crops where these do not tell",
+        ),
+        Family(
+            "qianfan_ocr",
+            "globalcom2.adapters.internvl:QianfanOCRAdapter",
+            "[CLS] row of the last layer of the tower, mean over the patches of a token",
+            "last",
+            "random weights with the real processor",
+            "exact; grid from the pixels, equal crops where these do not tell",
+        ),
+        Family(
+            "aya_vision",
+            "globalcom2.adapters.cohere:AyaVisionAdapter",
+            "similarity of projected features; no [CLS]",
+            "last",
+            "random weights with the real processor",
+            "exact; tags stay and are not counted; grid from the pixels, equal crops where these do not tell",
+        ),
+        Family(
+            "cohere2_vision",
+            "globalcom2.adapters.cohere:Cohere2VisionAdapter",
+            "similarity of projected features; no [CLS]",
+            "last",
+            "random weights with the real processor, but a stand-in for its image processor, which needs torchvision",
+            "exact; tags stay and are not counted; grid from the pixels, equal crops where these do not tell",
+        ),
+        Family(
+            "got_ocr2",
+            "globalcom2.adapters.got_ocr2:GotOcr2Adapter",
+            "similarity of projected features alone; no [CLS], windowed attention",
+            "last",
+            "random weights with the real processor; one page per prompt",
+            "exact; grid from the pixels, equal crops where these do not tell",
         ),
     )
 }
+
+UNSUPPORTED = {
+    "deepseek_ocr2": "its tokens are learned queries, which have no place in the image",
+    "gemma3": "pan-and-scan crops do not tile the image, and text stands between them",
+    "gemma3n": "it has no crops",
+    "idefics2": "its tokens are latents of a resampler, which have no place in the image",
+    "lfm2_vl": "the thumbnail has a token grid of its own, which views do not know yet",
+    "minicpmv4_6": "every slice has a token grid of its own, which views do not know yet",
+    "minicpmv4_7": "every slice has a token grid of its own, which views do not know yet",
+    "mllama": "it reads images by cross-attention: there are no visual tokens in the prompt, and no thumbnail",
+    "molmo2": "overlapping crops are stitched into one map before tokens are pooled",
+    "perception_lm": "its tower is not a transformers model, so nothing can be tapped; not built yet",
+    "phi4_multimodal": "its forward takes no encoder output and merges images in a way of its own",
+    "qwen2_vl": "images keep their resolution: no thumbnail, no crops",
+    "qwen2_5_vl": "images keep their resolution: no thumbnail, no crops",
+    "qwen3_vl": "images keep their resolution: no thumbnail, no crops",
+    "step3p7": "crops and thumbnail have different numbers of tokens; not built yet",
+    "unlimited_ocr": "crops and thumbnail have different numbers of tokens; not built yet",
+}
+"""Families that cut images or look as if they did, and why the method does not fit, or not yet."""
 
 
 def list_models() -> list[str]:
@@ -44,6 +162,11 @@ def list_models() -> list[str]:
 
 def get_family(model_type: str) -> Family:
     """The family of that model type; an unknown one raises `UnsupportedModelError` with the list of supported ones."""
+    if model_type in UNSUPPORTED:
+        raise UnsupportedModelError(
+            f"model must be of a supported family ({', '.join(list_models())}), got model_type {model_type!r}: "
+            f"{UNSUPPORTED[model_type]}."
+        )
     if model_type not in _FAMILIES:
         raise UnsupportedModelError(
             f"model must be of a supported family ({', '.join(list_models())}), got model_type {model_type!r}. "
@@ -57,3 +180,24 @@ def load_adapter(model_type: str) -> Adapter:
     module, _, name = get_family(model_type).target.partition(":")
     adapter: Adapter = getattr(importlib.import_module(module), name)()
     return adapter
+
+
+def markdown_tables() -> str:
+    """docs/models.md."""
+    columns = ("model_type", "scores", "thumbnail", "budget", "tested")
+    lines = [
+        "# Model families",
+        "",
+        "Made by `globalcom2 models --markdown`. No published checkpoint was at hand: everything was tested with random "
+        "weights and",
+        "the real processors, by the same matrix of tests (`tests/test_families.py`), llava_next with the trained mini "
+        "model too.",
+        "",
+        "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    for name in list_models():
+        lines.append("| " + " | ".join(str(getattr(get_family(name), column)) for column in columns) + " |")
+    lines += ["", "## Not supported", "", "| model type | why |", "|---|---|"]
+    lines += [f"| {name} | {why} |" for name, why in sorted(UNSUPPORTED.items())]
+    return "\n".join(lines)

@@ -191,8 +191,8 @@ class Expand:
     wrong order without an error.
     """
 
-    def __init__(self, image_token_id: int):
-        self.image_token_id = image_token_id
+    def __init__(self, config: Any):
+        self.token_ids = {name: getattr(config, f"{name}_token_id", None) for name in ("image", "video")}
 
     def __call__(
         self,
@@ -201,12 +201,27 @@ class Expand:
         expand_size: int = 1,
         inputs_embeds: Tensor | None = None,
     ) -> dict[str, Any]:
-        output = mm_encoder_output.get("image")
-        if output is None:
-            return mm_encoder_output
-        features = torch.cat([item.flatten(0, -2) for item in output.pooler_output])
-        counts = (input_ids == self.image_token_id).sum(1).tolist()
-        rows = [part for part in features.split(counts) for _ in range(expand_size)]
-        expanded = copy.copy(output)
-        expanded.pooler_output = [torch.cat(rows)]
-        return {**mm_encoder_output, "image": expanded}
+        expanded = dict(mm_encoder_output)
+        for name, token in self.token_ids.items():
+            if token is not None and expanded.get(name) is not None:
+                expanded[name] = _repeated(expanded[name], (input_ids == token).sum(1).tolist(), expand_size)
+        return expanded
+
+
+def _repeated(output: Any, counts: list[int], times: int) -> Any:
+    """A copy of an encoder's output for prompts that hold so many of its features each, each prompt `times` times."""
+
+    def repeated(items: Any) -> Any:
+        parts = torch.cat([item.flatten(0, -2) for item in items]).split(counts)
+        rows = torch.cat([part for part in parts for _ in range(times)])
+        return rows[None] if isinstance(items, Tensor) else [rows]
+
+    expanded = copy.copy(output)
+    levels = getattr(output, "deepstack_features", None)
+    if output.pooler_output is not None:
+        expanded.pooler_output = repeated(output.pooler_output)
+    elif levels is not None:  # Granite 4 Vision: pairs of a layer and its features
+        expanded.deepstack_features = [(layer, repeated(items)) for layer, items in levels]
+    else:  # Llama 4 has its features there, and its model projects them.
+        expanded.last_hidden_state = repeated(output.last_hidden_state)
+    return expanded

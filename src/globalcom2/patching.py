@@ -84,7 +84,7 @@ def push(model: Any, compression: Compression, *, permanent: bool = False) -> No
         if state is None:
             state = model.__dict__[STATE] = State()
             model.__dict__["generate"] = Generate(model, state)
-            model.__dict__["_expand_multimodal_outputs"] = Expand(model.config.image_token_id)
+            model.__dict__["_expand_multimodal_outputs"] = Expand(model.config)
             model.register_forward_pre_hook(Shorten(state), with_kwargs=True)
             model.register_forward_hook(Remember(), with_kwargs=True)
         if permanent:

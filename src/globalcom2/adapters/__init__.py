@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from globalcom2.budget import keep_counts
-from globalcom2.errors import UnsupportedModelError
+from globalcom2.errors import InputError, UnsupportedModelError
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,34 @@ class Layout:
     def line_count(self) -> int:
         """Newlines of lines that hold tokens."""
         return 0 if self.lines is None or self.lines.numel() == 0 else int(self.lines.max()) + 1
+
+
+@lru_cache(maxsize=4096)
+def unpacked(
+    grid: tuple[int, int], token_grid: tuple[int, int], *, thumbnail_last: bool, known_grid: bool = True
+) -> Layout:
+    """The layout of whole views one after another, crops row by row, without newlines and padding."""
+    crops, tokens = grid[0] * grid[1], token_grid[0] * token_grid[1]
+    places = torch.arange((1 + crops) * tokens)
+    return Layout(
+        grid=grid,
+        token_grid=token_grid,
+        valid=torch.ones(crops, tokens, dtype=torch.bool),
+        lines=None,
+        slots=places.roll(-tokens) if thumbnail_last else places,
+        known_grid=known_grid,
+    )
+
+
+def layer_of(layers: Sequence[nn.Module], layer: int) -> nn.Module:
+    """`layers[layer]`, which may be negative.
+
+    Raises:
+        InputError: There is no such layer.
+    """
+    if not -len(layers) <= layer < len(layers):
+        raise InputError(f"layer must be in [{-len(layers)}, {len(layers) - 1}] for this vision tower, got {layer}.")
+    return layers[layer]
 
 
 def kept_places(
@@ -137,6 +167,10 @@ class Adapter(ABC):
         packed = zip(encoded.pooler_output, places, strict=True)
         return torch.cat([features[kept.to(features.device)] for features, kept in packed])
 
-    def output(self, features: Tensor) -> Any:
-        """`features` (kept, dim) in the container that the model's forward expects of its encoder."""
+    def output(self, features: Tensor, encoded: Any) -> Any:
+        """`features` (kept, dim) in the container that the model's forward expects of its encoder.
+
+        A list of one item, or a tensor with a batch of one, whichever the model's own code has. `encoded` is what
+        `encode` returned, for what else the forward reads from it.
+        """
         return BaseModelOutputWithPooling(pooler_output=[features])

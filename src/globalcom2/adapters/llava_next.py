@@ -1,74 +1,64 @@
-"""LLaVA-NeXT (1.6): CLIP tower with [CLS], thumbnail first, crops stitched, unpadded and ended by a newline per line."""
+"""LLaVA-NeXT (1.6) and the images of LLaVA-NeXT-Video: CLIP tower with [CLS], packing of `anyres`."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llava_next.modeling_llava_next import (
-    LlavaNextModel,
-    get_anyres_image_grid_shape,
-    image_size_to_num_patches,
-)
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoModel
 
-from globalcom2.adapters import Adapter, Layout
-from globalcom2.errors import InputError, UnsupportedModelError
+from globalcom2.adapters import Adapter, Layout, layer_of
+from globalcom2.adapters.anyres import AnyresLayout, check_views, image_sizes, layout_of, packing_of
+from globalcom2.errors import UnsupportedModelError
 
 
 class LlavaNextAdapter(Adapter):
     """Adapter of `llava_next`."""
 
     projects_kept_only = True
+    model: type = LlavaNextModel
+    tower = "clip_vision_model"
+    strategy = "default"
 
     def check(self, base: Any) -> None:  # noqa: D102
-        if base.config.vision_feature_select_strategy != "default":
-            raise UnsupportedModelError(
-                "vision_feature_select_strategy must be 'default' for llava_next, got "
-                f"{base.config.vision_feature_select_strategy!r}: 'full' keeps [CLS] among the tokens. "
-                "Set model.config.vision_feature_select_strategy = 'default'."
+        config = base.config
+        if config.vision_feature_select_strategy != self.strategy:
+            why = (
+                "keeps [CLS] among the tokens"
+                if self.strategy == "default"
+                else "drops a token of a tower without [CLS]"
             )
-        if base.config.vision_config.model_type != "clip_vision_model":
             raise UnsupportedModelError(
-                "the vision tower of llava_next must be a CLIP tower with [CLS], got "
-                f"{base.config.vision_config.model_type!r}."
+                f"vision_feature_select_strategy must be {self.strategy!r} for {config.model_type}, got "
+                f"{config.vision_feature_select_strategy!r}: {config.vision_feature_select_strategy!r} {why}. "
+                f"Set model.config.vision_feature_select_strategy = {self.strategy!r}."
+            )
+        if config.vision_config.model_type != self.tower:
+            raise UnsupportedModelError(
+                f"the vision tower of {config.model_type} must be a {self.tower}, got "
+                f"{config.vision_config.model_type!r}."
             )
 
     def attention(self, base: Any, layer: int) -> nn.Module:  # noqa: D102
         tower = getattr(base.vision_tower, "vision_model", base.vision_tower)
-        layers = tower.encoder.layers
-        if not -len(layers) <= layer < len(layers):
-            raise InputError(
-                f"layer must be in [{-len(layers)}, {len(layers) - 1}] for this vision tower, got {layer}."
-            )
-        return layers[layer].self_attn  # type: ignore[no-any-return]
+        return layer_of([block.self_attn for block in tower.encoder.layers], layer)
 
     def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:  # noqa: D102
-        sizes = call.get("image_sizes")
-        if sizes is None:
-            raise InputError(
-                "image_sizes must be given with pixel_values, got None. Pass everything the processor returned."
-            )
-        sizes = sizes.tolist() if hasattr(sizes, "tolist") else list(sizes)
-        if not all(isinstance(size, (list, tuple)) and len(size) == 2 for size in sizes):
-            raise InputError(f"image_sizes must be (images, 2) heights and widths, got {call['image_sizes']!r:.80}.")
-        strategy = call.get("vision_feature_select_strategy")
-        if strategy not in (None, "default"):
-            raise InputError(
-                f"vision_feature_select_strategy must be 'default' in a compressed call, got {strategy!r}."
-            )
-        layouts = [self.layout(base.config, int(height), int(width)) for height, width in sizes]
-        _check_views(call["pixel_values"], layouts)
-        return layouts
+        layouts = self.layouts_of_sizes(base.config, call, image_sizes(call, self.strategy))
+        check_views(call["pixel_values"], layouts)
+        return list(layouts)
+
+    def layouts_of_sizes(self, config: Any, call: dict[str, Any], sizes: list[tuple[int, int]]) -> list[AnyresLayout]:
+        """One layout per height and width in px."""
+        packing = packing_of(self.model, config, vision_feature_select_strategy=self.strategy)
+        return [layout_of(packing, *size) for size in sizes]
 
     def layout(self, config: Any, height: int, width: int) -> Layout:  # noqa: D102
-        vision = config.vision_config
-        pinpoints = tuple(tuple(p) for p in config.image_grid_pinpoints)
-        return _layout(height, width, pinpoints, vision.image_size, vision.patch_size)
+        return self.layouts_of_sizes(config, {}, [(height, width)])[0]
 
-    def encode(self, base: Any, arguments: dict[str, Any]) -> Tensor:
+    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
         """The tower's features of all views, (views, tokens, dim): projection waits until it is known what stays."""
         pixels = arguments["pixel_values"]
         if pixels.ndim == 5:
@@ -79,8 +69,9 @@ class LlavaNextAdapter(Adapter):
         layer = base.config.vision_feature_layer if layer is None else layer
         return torch.cat([hidden[i][:, 1:] for i in ([layer] if isinstance(layer, int) else layer)], -1)
 
-    def tower_features(self, base: Any, encoded: Tensor) -> Tensor:  # noqa: D102
-        return encoded
+    def tower_features(self, base: Any, encoded: Any) -> Tensor:  # noqa: D102
+        features: Tensor = encoded
+        return features
 
     def kept(self, base: Any, encoded: Tensor, layouts: list[Layout], places: list[Tensor]) -> Tensor:
         """The projector works on the tokens that stay and on no others."""
@@ -98,52 +89,7 @@ class LlavaNextAdapter(Adapter):
         return features
 
 
-def _check_views(pixels: Tensor, layouts: list[Layout]) -> None:
-    wanted = [layout.views for layout in layouts]
-    if pixels.ndim == 5 and len(pixels) != len(layouts):
-        raise InputError(
-            f"pixel_values and image_sizes must describe the same images, got {len(pixels)} and {len(layouts)}. "
-            "Pass both as the processor returned them."
-        )
-    if (pixels.ndim == 5 and pixels.shape[1] < max(wanted)) or (pixels.ndim == 4 and len(pixels) != sum(wanted)):
-        raise InputError(
-            f"pixel_values must hold {wanted} views for these image_sizes, got shape {tuple(pixels.shape)}. "
-            "Pass both as the processor returned them."
-        )
+class LlavaNextVideoAdapter(LlavaNextAdapter):
+    """Adapter of `llava_next_video`: images as in `llava_next`; calls with videos alone pass through."""
 
-
-@lru_cache(maxsize=4096)
-def _layout(height: int, width: int, pinpoints: tuple[tuple[int, ...], ...], view: int, patch: int) -> Layout:
-    side = view // patch
-    tokens = side * side
-    config = SimpleNamespace(
-        image_grid_pinpoints=[list(p) for p in pinpoints],
-        vision_config=SimpleNamespace(image_size=view, patch_size=patch),
-    )
-    views = image_size_to_num_patches([height, width], config.image_grid_pinpoints, view)
-    rows, cols = get_anyres_image_grid_shape([height, width], config.image_grid_pinpoints, view)
-    # Trace the model's own packing: send numbered tokens through it and see where they come out. Newlines are 0.
-    numbers = torch.arange(1, views * tokens + 1, dtype=torch.float64).view(views, tokens, 1)
-    packed, _ = LlavaNextModel.pack_image_features(
-        SimpleNamespace(config=config),
-        [numbers],
-        [[height, width]],
-        vision_feature_select_strategy="default",
-        image_newline=torch.zeros(1, dtype=torch.float64),
-    )
-    slots = packed[0][:, 0].long() - 1
-    newline = slots < 0
-    valid = torch.zeros(views * tokens, dtype=torch.bool)
-    valid[slots[~newline]] = True
-    line_of_slot = newline.long().cumsum(0) - newline.long()
-    lines = torch.full((views * tokens,), -1)
-    lines[slots[~newline]] = line_of_slot[~newline]
-    # A strip can be under one token wide: then nothing is left of its lines but newlines.
-    slots[newline] = views * tokens + torch.arange(int(newline.sum())) if valid[tokens:].any() else -1
-    return Layout(
-        grid=(rows, cols),
-        token_grid=(side, side),
-        valid=valid[tokens:].view(views - 1, tokens),
-        lines=lines[tokens:].view(views - 1, tokens),
-        slots=slots,
-    )
+    model = LlavaNextVideoModel

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from globalcom2.cli.app import Json, app
-from globalcom2.families import get_family, list_models
+from globalcom2.families import get_family, list_models, markdown_tables
 from globalcom2.methods import get_method, list_methods
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(
+    as_json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/models.md, with the unsupported ones.")
+    ] = False,
+) -> None:
     """List the supported model families."""
+    if markdown:
+        typer.echo(markdown_tables())
+        return
     found = [get_family(name) for name in list_models()]
-    columns = ("model_type", "scores", "thumbnail", "tested")
+    columns = ("model_type", "scores", "thumbnail", "budget", "tested")
     _print_rows("families", [{column: getattr(family, column) for column in columns} for family in found], as_json)
 
 

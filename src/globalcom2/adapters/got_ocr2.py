@@ -1,0 +1,37 @@
+"""GOT-OCR 2.0: windowed tower without [CLS] and with attention code of its own, one run of placeholders per image.
+
+The pages of one multi-page prompt are one run, so they count as one image whose grid is not known. Source:
+transformers' processing_got_ocr2.py and modeling_got_ocr2.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from globalcom2.adapters.tiles import TilesAdapter
+from globalcom2.errors import UnsupportedModelError
+
+
+class GotOcr2Adapter(TilesAdapter):
+    """Adapter of `got_ocr2`."""
+
+    cls_index = None
+    default_score = "similarity"
+    tower = "got_ocr2_vision"
+
+    def factor(self, base: Any) -> int:
+        """Two convolutions of stride 2."""
+        return 4
+
+    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
+        """In the model's own dtype, as its forward does it; its tower does not."""
+        return super().encode(base, {**arguments, "pixel_values": arguments["pixel_values"].to(base.dtype)})
+
+    def attentions(self, base: Any) -> list[nn.Module]:
+        """There are none to tap."""
+        raise UnsupportedModelError(
+            "score must be 'similarity' for got_ocr2, got one that reads attention, which this vision tower computes in "
+            "windows and with code of its own. Pass score='similarity' or leave score out."
+        )

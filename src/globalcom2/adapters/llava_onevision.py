@@ -1,0 +1,71 @@
+"""LLaVA-OneVision: SigLIP tower without [CLS], packing of `anyres_max_N`; several images in a prompt have no crops."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
+
+from globalcom2.adapters import Adapter, Layout
+from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
+from globalcom2.adapters.llava_next import LlavaNextAdapter
+from globalcom2.errors import GlobalCom2Error, InputError, UnsupportedModelError
+
+
+class LlavaOnevisionAdapter(LlavaNextAdapter):
+    """Adapter of `llava_onevision`.
+
+    The packing shrinks large images after projection, so the model's own code projects and packs all tokens.
+    """
+
+    cls_index = None
+    default_score = "similarity"
+    projects_kept_only = False
+    model = LlavaOnevisionModel
+    tower = "siglip_vision_model"
+    strategy = "full"
+
+    encode = Adapter.encode
+    kept = Adapter.kept
+
+    def check(self, base: Any) -> None:  # noqa: D102
+        super().check(base)
+        _check_aspect(base.config.vision_aspect_ratio, UnsupportedModelError)
+
+    def layouts_of_sizes(self, config: Any, call: dict[str, Any], sizes: list[tuple[int, int]]) -> list[AnyresLayout]:  # noqa: D102
+        aspect = call.get("vision_aspect_ratio")
+        aspect = config.vision_aspect_ratio if aspect is None else aspect
+        _check_aspect(aspect, InputError)
+        packing = packing_of(self.model, config, vision_aspect_ratio=aspect)
+        counts = call.get("batch_num_images")
+        counts = [1] * len(sizes) if counts is None else [int(n) for n in counts]
+        if sum(counts) != len(sizes):
+            raise InputError(
+                f"batch_num_images must count the {len(sizes)} images of image_sizes, got {counts}. Pass both as the "
+                "processor returned them."
+            )
+        cropped = [n == 1 for n in counts for _ in range(n)]
+        return [layout_of(packing, *size, crops=crops) for size, crops in zip(sizes, cropped, strict=True)]
+
+    def arrange(self, views: Tensor, layout: Layout) -> Tensor:
+        """Where the packing shrinks, what its tokens have is mixed as the packing mixes them."""
+        mixture = layout.mixture if isinstance(layout, AnyresLayout) else None
+        if mixture is None:
+            return views
+        token, corners, shares = (part.to(views.device) for part in mixture)
+        flat = views.flatten(0, 1)
+        shares = shares.to(views.dtype).unflatten(1, (4, *[1] * (flat.ndim - 1)))
+        mixed = sum(flat[corners[:, i]] * shares[:, i] for i in range(4))
+        return flat.index_copy(0, token, mixed).view_as(views)
+
+    def tower_features(self, base: Any, encoded: Any) -> Tensor:
+        """The layers that the projector reads: the only ones that the model captured."""
+        return torch.cat([hidden for hidden in encoded.hidden_states if hidden is not None], -1)
+
+
+def _check_aspect(aspect: object, error: type[GlobalCom2Error]) -> None:
+    if not isinstance(aspect, str) or not re.fullmatch(r"anyres_max_[1-9]\d*", aspect):
+        raise error(f"vision_aspect_ratio must be 'anyres_max_N' with a number N, got {aspect!r}. Set it as published.")

@@ -1,0 +1,148 @@
+"""What families share whose views have runs of placeholders of their own, with tags and separators between the runs.
+
+Only the processor knows the tags' text. How views form images and crops form a grid is read from where ids repeat.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from itertools import groupby
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from globalcom2.adapters import Adapter, Layout, layer_of, unpacked
+from globalcom2.errors import InputError, UnsupportedModelError
+
+Gaps = list[list[int]]
+"""The ids before, between and after one prompt's runs of placeholders: one gap more than runs."""
+Grid = tuple[int, int, bool]
+"""Rows and columns of an image's crops, and whether they are known; (0, 0, True) without crops."""
+
+
+class TaggedAdapter(Adapter):
+    """One run of placeholders per view; views and placeholders are in the same order."""
+
+    thumbnail_last = True
+
+    @abstractmethod
+    def attentions(self, base: Any) -> list[nn.Module]:
+        """The attention modules of the tower."""
+
+    @abstractmethod
+    def views(self, base: Any, call: dict[str, Any]) -> tuple[list[int] | int, tuple[int, int]]:
+        """How many views the pixels hold, per prompt or in all, and their (height, width) in tokens."""
+
+    @abstractmethod
+    def grids(self, base: Any, gaps: Gaps) -> list[Grid]:
+        """The grids of one prompt's images, from the ids around their views."""
+
+    @abstractmethod
+    def factor(self, base: Any) -> int:
+        """A token stands for factor x factor patches."""
+
+    def flat(self, base: Any, encoded: Any) -> Tensor:
+        """All features (placeholders, dim) in prompt order."""
+        output = encoded.pooler_output
+        return torch.cat([item.flatten(0, -2) for item in output])
+
+    def check(self, base: Any) -> None:  # noqa: D102
+        vision = base.config.vision_config
+        if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+            raise UnsupportedModelError(
+                f"vision_config.image_size and patch_size must be one number each (square views), got "
+                f"{vision.image_size!r} and {vision.patch_size!r}."
+            )
+        side, factor = vision.image_size // vision.patch_size, self.factor(base)
+        if side % factor:
+            raise UnsupportedModelError(f"a view's side must be a multiple of {factor} patches, got {side}.")
+
+    def attention(self, base: Any, layer: int) -> nn.Module:  # noqa: D102
+        return layer_of(self.attentions(base), layer)
+
+    def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:  # noqa: D102
+        counts, token_grid = self.views(base, call)
+        prompts = view_gaps(call["input_ids"], base.config.image_token_id, token_grid[0] * token_grid[1])
+        runs = [len(gaps) - 1 for gaps in prompts]
+        if counts not in (runs, sum(runs)):
+            raise InputError(
+                f"pixel_values must hold one view per run of image placeholders, got {counts} views for {runs} runs "
+                "per prompt. Build prompts and images with one call of the processor."
+            )
+        grids = [grid for gaps in prompts if len(gaps) > 1 for grid in self.grids(base, gaps)]
+        return [
+            unpacked((rows, cols), token_grid, thumbnail_last=self.thumbnail_last, known_grid=known)
+            for rows, cols, known in grids
+        ]
+
+    def scores(self, base: Any, rows: Tensor) -> Tensor:
+        """Scores (views, tokens): the mean over the block of patches that a token stands for."""
+        return block_means(super().scores(base, rows), self.factor(base))
+
+    def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
+        return views.roll(1, 0) if self.thumbnail_last else views
+
+    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:  # noqa: D102
+        features = self.flat(base, encoded)
+        parts = features.split([len(layout.slots) for layout in layouts])
+        return torch.cat([part[kept.to(part.device)] for part, kept in zip(parts, places, strict=True)])
+
+
+def flat_views(pixels: Tensor, vision: Any, factor: int) -> tuple[int, tuple[int, int]]:
+    """Views and token grid of pixels (views, channels, side, side), for towers of one fixed size."""
+    side = vision.image_size
+    if pixels.ndim != 4 or tuple(pixels.shape[-2:]) != (side, side):
+        raise InputError(
+            f"pixel_values must be (views, channels, {side}, {side}) for this vision tower, got {tuple(pixels.shape)}. "
+            "Pass what the processor returned."
+        )
+    tokens = side // vision.patch_size // factor
+    return len(pixels), (tokens, tokens)
+
+
+def view_gaps(ids: Tensor, image_token_id: int, tokens: int) -> list[Gaps]:
+    """What stands around the runs of placeholders, (batch, length) ids, per prompt; all runs must have that length."""
+    prompts = []
+    for prompt in ids.tolist():
+        gaps: Gaps = [[]]
+        for is_view, run in groupby(prompt, image_token_id.__eq__):
+            found = list(run)
+            if not is_view:
+                gaps[-1] = found
+            elif len(found) == tokens:
+                gaps.append([])
+            else:
+                raise InputError(
+                    f"input_ids must hold {tokens} image placeholders per view for these pixel_values, got a run of "
+                    f"{len(found)}. Build prompts and images with one call of the processor."
+                )
+        prompts.append(gaps)
+    return prompts
+
+
+def by_image(gaps: Gaps, ends: Callable[[list[int]], bool]) -> list[Gaps]:
+    """The gaps between the views of each image of a prompt, given which gaps end an image."""
+    images: list[Gaps] = [[]]
+    for gap in gaps[1:-1]:
+        if ends(gap):
+            images.append([])
+        else:
+            images[-1].append(gap)
+    return images
+
+
+def grid_of(new_row: list[bool]) -> tuple[int, int] | None:
+    """(rows, cols) of crops of which the marked ones begin a row; None if the rows differ in length."""
+    starts = [i for i, new in enumerate(new_row) if new or i == 0]
+    cols = len(new_row) // len(starts)
+    return (len(starts), cols) if starts == list(range(0, len(new_row), cols)) else None
+
+
+def block_means(values: Tensor, factor: int) -> Tensor:
+    """(views, patches), row-major in a square view -> (views, tokens), the mean of each factor x factor block."""
+    side = isqrt(values.shape[1])
+    blocks = values.view(len(values), side // factor, factor, side // factor, factor)
+    return blocks.mean((2, 4)).flatten(1)

@@ -1,0 +1,147 @@
+"""What families share that cut an image into a grid of crops, put the thumbnail last and do not tell the grid.
+
+An image of one view has no crops: that view is its thumbnail. Features are one tensor (views, tokens, dim).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from globalcom2.adapters import Adapter, Layout, layer_of, unpacked
+from globalcom2.adapters.grids import match_grids
+from globalcom2.errors import InputError, UnsupportedModelError
+
+Run = tuple[int, list[int]]
+"""Length of a run of placeholders, and the ids after it up to the next run."""
+
+
+class TilesAdapter(Adapter):
+    """Crops row by row, then the thumbnail, in pixels and prompt alike."""
+
+    tower: str
+    """Model type of the vision tower."""
+    strategy: str | None = None
+    """The vision_feature_select_strategy that the family works with; None where it has no such setting."""
+    any_size = False
+    """Whether the tower takes views of other sizes than its configuration's."""
+
+    @abstractmethod
+    def factor(self, base: Any) -> int:
+        """A token stands for factor x factor patches."""
+
+    @abstractmethod
+    def attentions(self, base: Any) -> list[nn.Module]:
+        """The attention modules of the tower, one per layer."""
+
+    def shuffled(self, base: Any, patches: Tensor) -> Tensor:
+        """The model's own pixel shuffle: (1, patches, 1), row by row -> (1, ..., patches of a token)."""
+        shuffled: Tensor = base.multi_modal_projector.pixel_shuffle(patches)
+        return shuffled
+
+    def images(self, runs: list[Run]) -> list[int]:
+        """Placeholders of each image of a prompt. Here every run is an image: tags stand around it."""
+        return [length for length, _ in runs]
+
+    def check(self, base: Any) -> None:  # noqa: D102
+        config, vision = base.config, base.config.vision_config
+        if vision.model_type != self.tower:
+            raise UnsupportedModelError(
+                f"the vision tower of {config.model_type} must be of type {self.tower!r}, got {vision.model_type!r}."
+            )
+        if self.strategy is not None and config.vision_feature_select_strategy != self.strategy:
+            raise UnsupportedModelError(
+                f"vision_feature_select_strategy must be {self.strategy!r} for {config.model_type}, got "
+                f"{config.vision_feature_select_strategy!r}: tokens would not fill a square. "
+                f"Set model.config.vision_feature_select_strategy = {self.strategy!r}."
+            )
+        image, patch = _square(vision.image_size), _square(vision.patch_size)
+        if not image or not patch or image // patch % self.factor(base):
+            raise UnsupportedModelError(
+                f"views of {config.model_type} must be square, with a multiple of {self.factor(base)} patches on a side, "
+                f"got image_size {vision.image_size!r} and patch_size {vision.patch_size!r}."
+            )
+
+    def attention(self, base: Any, layer: int) -> nn.Module:  # noqa: D102
+        return layer_of(self.attentions(base), layer)
+
+    def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:  # noqa: D102
+        pixels, strategy = call["pixel_values"], call.get("vision_feature_select_strategy")
+        if strategy not in (None, self.strategy):
+            raise InputError(
+                f"vision_feature_select_strategy must be {self.strategy!r} in a compressed call, got {strategy!r}."
+            )
+        side = self._tokens_on_a_side(base, pixels)
+        runs = [_runs(prompt, base.config.image_token_id) for prompt in call["input_ids"].tolist()]
+        counts = [count for prompt in runs if prompt for count in self.images(prompt)]
+        if sum(counts) != len(pixels) * side * side or any(count % side**2 for count in counts):
+            raise InputError(
+                f"input_ids must hold {side * side} image placeholders for each of the {len(pixels)} views in "
+                f"pixel_values, got {counts} per image. Build prompts and images with one call of the processor."
+            )
+        images = pixels.split([count // side**2 for count in counts])
+        grids = iter(match_grids([(image[:-1], image[-1]) for image in images if len(image) > 1]))
+        found = [next(grids) if len(image) > 1 else (0, 0) for image in images]
+        return [
+            unpacked(grid or (1, len(image) - 1), (side, side), thumbnail_last=True, known_grid=grid is not None)
+            for grid, image in zip(found, images, strict=True)
+        ]
+
+    def _tokens_on_a_side(self, base: Any, pixels: Any) -> int:
+        shape = tuple(pixels.shape) if isinstance(pixels, Tensor) else ()
+        size, patch = _square(base.config.vision_config.image_size), _square(base.config.vision_config.patch_size)
+        if self.any_size and len(shape) == 4 and shape[3] // patch % self.factor(base) == 0:
+            size = shape[3]
+        if len(shape) != 4 or shape[2:] != (size, size):
+            raise InputError(
+                f"pixel_values must be a tensor (views, channels, {size}, {size}) for this vision tower, got "
+                f"{shape or type(pixels).__name__}. Pass what the processor returned."
+            )
+        return int(size // patch // self.factor(base))
+
+    def scores(self, base: Any, rows: Tensor) -> Tensor:
+        """Scores (views, tokens): the mean over the patches that a token stands for."""
+        patches = super().scores(base, rows)
+        numbers = torch.arange(patches.shape[1], device=patches.device)
+        # Numbered patches through the model's own shuffle tell which ones a token is made of.
+        return patches[:, self.shuffled(base, numbers[None, :, None]).flatten(0, -2)].mean(-1)
+
+    def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
+        return views.roll(1, 0)
+
+    def tower_features(self, base: Any, encoded: Any) -> Tensor:
+        """What the language model would read: there is nothing before it with one entry per token."""
+        features: Tensor = encoded.pooler_output
+        return features
+
+    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+        """Views lie in prompt order already, so places count straight through an image's features."""
+        images = encoded.pooler_output.split([layout.views for layout in layouts])
+        packed = zip(images, places, strict=True)
+        return torch.cat([features.flatten(0, 1)[kept.to(features.device)] for features, kept in packed])
+
+    def output(self, features: Tensor, encoded: Any) -> Any:
+        """One tensor, as from the model's own encoder."""
+        return BaseModelOutputWithPooling(pooler_output=features[None])
+
+
+def _square(size: Any) -> int:
+    """The side of a square given as one number or two; 0 for anything else."""
+    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+    return int(height) if height == width else 0
+
+
+def _runs(prompt: list[int], image_token_id: int) -> list[Run]:
+    runs: list[Run] = []
+    for is_image, ids in groupby(prompt, image_token_id.__eq__):
+        found = list(ids)
+        if is_image:
+            runs.append((len(found), []))
+        elif runs:
+            runs[-1] = (runs[-1][0], found)
+    return runs
