@@ -96,14 +96,15 @@ def build_config():
     return build_model(build_processor().tokenizer).config
 
 
-def some_places(shown: Scene, rng: random.Random, count: int) -> np.ndarray:
-    """`count` places of the packed run, ascending: a few tokens of everything shown, then others at random."""
+def some_places(shown: Scene, rng: random.Random, count: int, fewest: int) -> np.ndarray:
+    """`count` places of the packed run, ascending: `fewest` tokens of everything shown or up to twice as many, then others
+    at random."""
     slots, crops = packing(shown.grid)
     boxes = [
         (t.x - 0.8 * t.radius, t.y - 0.8 * t.radius, t.x + 0.8 * t.radius, t.y + 0.8 * t.radius) for t in shown.tags
     ]
     boxes += [box for line in shown.lines for box in line.boxes()]
-    fewest, chosen = rng.choice((1, 2, 4)), set()
+    chosen = set()
     for left, top, right, bottom in boxes:
         rows = slice(max(0, int(top // PATCH)), int(bottom // PATCH) + 1)
         cols = slice(max(0, int(left // PATCH)), int(right // PATCH) + 1)
@@ -159,8 +160,10 @@ def batch_of(pictures, tokens, phase: str, step: int):
     slots = packing(grid)[0]
     size = max(2, 3600 // (len(slots) + 100)) if everything else 24 if phase == "captions" else 16
     chosen = [rng.choice(pictures[grid]) for _ in range(size)]
-    count = min(len(slots), rng.choice((48, 80, 112)))
-    places = [slots if everything else slots[some_places(shown, rng, count)] for _, shown in chosen]
+    # Captions see all that tags and lines cover: with few tokens of each, attention does not learn where to look.
+    count, fewest = (72, SIDE * SIDE) if phase == "captions" else (rng.choice((48, 80, 112)), rng.choice((1, 2, 4)))
+    count = min(len(slots), count)
+    places = [slots if everything else slots[some_places(shown, rng, count, fewest)] for _, shown in chosen]
     rows = []
     for _, shown in chosen:
         # A quarter of the question phase stay captions, to keep the look-ups alive.

@@ -16,7 +16,8 @@ from scenes import HELD_OUT_PHOTOS, scene
 
 LIMIT = 20 * 2**20
 # Colours, shapes and numbers of a held-out seed on the cat photograph, which no training picture shows.
-DEMO_SEED, DEMO_PHOTO, DEMO_GRID = "demo-5", HELD_OUT_PHOTOS[0], (3, 3)
+DEMO_SEED, DEMO_PHOTO, DEMO_GRID = "demo-7", HELD_OUT_PHOTOS[0], (3, 3)
+DEMO_TAGS = (5, 5)
 
 
 def main() -> None:
@@ -40,9 +41,11 @@ def main() -> None:
     size = sum(file.stat().st_size for file in folder.iterdir())
     if size > LIMIT:
         raise SystemExit(f"{folder} has {size:,} bytes, more than {LIMIT:,}: make the model smaller.")
-    image, tags = scene(DEMO_SEED, grids=(DEMO_GRID,), tags=(4, 4), photos=(DEMO_PHOTO,), backgrounds="photo")
-    image.save(args.package / "demo.png", optimize=True)
-    print(f"{size:,} bytes in {folder}; demo shows {', '.join(f'{t.color} {t.shape} {t.number}' for t in tags)}")
+    demo = scene(
+        DEMO_SEED, grids=(DEMO_GRID,), tags=DEMO_TAGS, photos=(DEMO_PHOTO,), backgrounds="photo", documents=0.0
+    )
+    demo.image.save(args.package / "demo.png", optimize=True)
+    print(f"{size:,} bytes in {folder}; demo shows {', '.join(f'{t.name} {t.number}' for t in demo.tags)}")
 
 
 if __name__ == "__main__":
