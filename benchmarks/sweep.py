@@ -3,7 +3,7 @@
     python training/mini/evaluation_set.py tuning runs/tuning.parquet
     python benchmarks/sweep.py runs/tuning.parquet --out benchmarks/results/mini-sweep.json
 
-Prints a table; the evaluation set is never looked at. Resumes after a stop.
+The evaluation set is never looked at. Resumes after a stop; benchmarks/tables.py makes the table of docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -43,21 +43,6 @@ def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[Set
     return list({setting.name: setting for setting in found}.values())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: every setting with its accuracy, interval and the kinds."""
-    kinds = list(rows[0]["kinds"])
-    lines = [
-        "| method | options | tokens | all | 95 % | " + " | ".join(kinds) + " |",
-        "|---|---|---|---|---|" + "---|" * len(kinds),
-    ]
-    for row in rows:
-        options = ", ".join(f"{name}={value}" for name, value in row["options"].items()) or "defaults"
-        low, high = row["interval"]
-        cells = [row["method"], options, f"{row['visual_tokens']:.1f}", f"{row['accuracy']:.1%}", f"{low:.1%}-{high:.1%}"]
-        lines.append("| " + " | ".join([*cells, *(f"{row['kinds'][kind]:.1%}" for kind in kinds)]) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,9 +63,14 @@ def main() -> None:
         rows = evaluate(
             model, processor, pictures, settings, journal=journal, progress=lambda done: bar.advance(task, done)
         )
-    print(table(rows))
+    for row in rows:
+        print(f"{row['accuracy']:.3f} {row['visual_tokens']:6.1f} tokens  {row['method']} {row['options']}")
     if args.out:
-        result = {"benchmark": "mini model, sweep on the tuning set", **machine(model.device), "pictures": len(pictures)}
+        result = {
+            "benchmark": "mini model, sweep on the tuning set",
+            **machine(model.device),
+            "pictures": len(pictures),
+        }
         for row in rows:
             del row["right"]
         args.out.write_text(json.dumps({**result, "runs": rows}, indent=1) + "\n")

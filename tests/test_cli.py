@@ -129,6 +129,6 @@ def test_lists(capsys):
     assert {m["name"] for m in json.loads(out)["methods"]} == {"globalcom2", "uniform", "random"}
     assert set(json.loads(out)["methods"][0]) == {"name", "summary", "source"}
     code, out, _ = call(capsys, "models", "--json")
-    assert set(json.loads(out)["families"][0]) == {"model_type", "scores", "thumbnail", "tested"}
+    assert set(json.loads(out)["families"][0]) == {"model_type", "scores", "thumbnail", "budget", "tested"}
     assert call(capsys, "methods")[0] == call(capsys, "models")[0] == call(capsys, "--help")[0] == 0
     assert call(capsys, "--version")[1].startswith("globalcom2 0.")

@@ -1,8 +1,7 @@
 """The mini model: an ordinary model and processor that really answer, offline."""
 
+import importlib.util
 import json
-import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,12 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from globalcom2 import compress, load_mini
 from globalcom2.comparison import chat_prompt
-from globalcom2.mini import DEMO_QUESTION, FOLDER, demo_picture
+from globalcom2.evals import evaluate, settings_of
+from globalcom2.mini import DEMO_QUESTION, EVALUATION_SET, FOLDER, demo_picture
+from globalcom2.questions import load_pictures
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "mini-held-out.json"
-TRAINING = ROOT / "training" / "mini"
+RESULTS = ROOT / "benchmarks" / "results" / "mini-eval.json"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_demo_question_is_answered_with_all_tokens_and_with_a_tenth(mini):
     for ratio in (1.0, 0.1):
         with compress(model, ratio):
             out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        assert processor.decode(out[0, length:], skip_special_tokens=True).strip() == "22"
+        assert processor.decode(out[0, length:], skip_special_tokens=True).strip() == "29"
 
 
 def test_the_tokenizer_keeps_words_and_numbers_apart(mini):
@@ -53,25 +53,28 @@ def test_the_tokenizer_keeps_words_and_numbers_apart(mini):
     assert tokens.unk_token_id in tokens("banana", add_special_tokens=False).input_ids
 
 
-def test_tables_are_made_from_the_committed_result():
-    sys.path.insert(0, str(TRAINING))
-    from evaluate import markdown_table
-
-    table = markdown_table(json.loads(RESULTS.read_text()))
-    for text in (ROOT / "README.md", FOLDER.parent / "MODEL_CARD.md"):
-        assert table in text.read_text()
+def committed():
+    return json.loads(RESULTS.read_text())["runs"]
 
 
-def test_published_figures_hold_on_a_sample(mini):
-    """A few of the held-out pictures again: the committed accuracy is not from another model."""
-    sys.path.insert(0, str(TRAINING))
-    from evaluate import questions, score
+def test_tables_are_made_from_the_committed_results():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    found = []
+    for page in tables.PAGES:
+        text = (ROOT / page).read_text()
+        assert tables.filled(text) == text, f"run: python benchmarks/tables.py ({page})"
+        found += [name for _, name, _ in tables.BLOCK.findall(text)]
+    assert set(found) == set(tables.TABLES)
 
+
+def test_published_answers_come_out_again(mini):
+    """The first pictures of the set: the committed answers are this model's."""
     torch.set_num_threads(1)
-    asked = list(questions(30, 3))
-    random.Random(0).shuffle(asked)
-    run = score(*mini, asked, "globalcom2", 1.0)
-    committed = next(r for r in json.loads(RESULTS.read_text())["runs"] if r["retention_ratio"] == 1.0)
-    assert abs(run["accuracy"] - committed["accuracy"]) < 0.15
-    assert run["accuracy"] >= 0.6
-    assert run["kinds"]["read"] >= 0.4
+    pictures = load_pictures(EVALUATION_SET, 24)
+    rows = evaluate(*mini, pictures, settings_of(["globalcom2", "uniform"], [0.1]))
+    for row in rows:
+        (known,) = [r for r in committed() if all(r[k] == row[k] for k in ("method", "retention_ratio", "options"))]
+        differing = sum(a != b for a, b in zip(row["right"], known["right"][: len(row["right"])], strict=True))
+        assert differing <= 2, row["method"]  # ties may fall otherwise on another processor

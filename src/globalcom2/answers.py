@@ -13,6 +13,7 @@ from torch import Tensor
 
 from globalcom2.comparison import chat_prompt
 from globalcom2.errors import InputError
+from globalcom2.prompt import ALIGNED
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def answer_questions(
     inputs = processor(text=[asked[0] for asked in prompts], images=list(images), return_tensors="pt", padding=True)
     inputs = inputs.to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    for name in ALIGNED:  # as long as the whole prompt, and generate makes them itself
+        inputs.pop(name, None)
     head, mask = _heads(inputs.pop("input_ids"), inputs.pop("attention_mask"), token)
     filled = model.generate(
         **inputs, input_ids=head, attention_mask=mask, max_new_tokens=1, do_sample=False, return_dict_in_generate=True

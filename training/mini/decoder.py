@@ -37,7 +37,7 @@ TOKENS = SIDE * SIDE
 QUESTIONS = 8
 # How often each kind is asked, where the scene allows it.
 FREQUENCY = {"read": 2, "exists": 2, "count": 1.5, "color": 1.5, "left": 2, "largest": 1, "document": 4}
-PHASES = {"captions": 2e-3, "questions": 1.5e-3}  # learning rates
+PHASES = {"captions": 1.5e-3, "questions": 1.5e-3}  # learning rates
 ALL_TOKENS = 0.35  # share of the question steps
 
 
@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--captions", type=int, default=3000, help="steps")
     parser.add_argument("--questions", type=int, default=6000, help="steps")
+    parser.add_argument("--start", type=Path, help="decoder to start from instead of random weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -198,6 +199,8 @@ def main() -> None:
     torch.manual_seed(0)
     tokens = build_processor().tokenizer
     model = build_model(tokens).to(args.device)
+    if args.start:
+        model.load_state_dict(torch.load(args.start, map_location=args.device)["model"])
     done = dict.fromkeys(PHASES, 0)
     saved = torch.load(args.out, map_location=args.device) if args.out.exists() else None
     if saved is not None:
