@@ -32,7 +32,7 @@ lint: $(STAMP)  ## ruff and mypy
 bench: $(STAMP)  ## print how long selection takes
 	$(BIN)/python benchmarks/selection.py
 
-train-mini: $(STAMP)  ## train the mini model again, from nothing; resumes after a stop
+train-mini: $(STAMP)  ## train a mini model from nothing; resumes after a stop
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
 	PYTHON=$(abspath $(BIN))/python $(MAKE) -C training/mini
 

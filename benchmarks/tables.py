@@ -11,7 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from globalcom2.evals import markdown_table, percent
+from globalcom2.intervals import Bootstrap, interval
+from globalcom2.mini import EVALUATION_SET
+from globalcom2.questions import load_pictures
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,13 +37,27 @@ def short() -> str:
 
 
 def reading() -> str:
-    """Reading with its intervals, which decide whether one method is better than another."""
-    lines = ["| method | ratio | read | 95 % interval |", "|---|---|---|---|"]
-    for row in runs("mini-eval"):
+    """Reading with its intervals, and the difference to `uniform` on the same questions."""
+    pictures = load_pictures(EVALUATION_SET)
+    read = np.array([question.kind == "read" for picture in pictures for question in picture.questions])
+    owner = np.repeat(np.arange(len(pictures)), [len(picture.questions) for picture in pictures])
+    bootstrap, rows = Bootstrap(owner), runs("mini-eval")
+    drawn = {(r["method"], r["retention_ratio"]): bootstrap.accuracies(_right(r), read) for r in rows}
+    lines = ["| method | ratio | read | 95 % interval | minus uniform, points |", "|---|---|---|---|---|"]
+    for row in rows:
         low, high = row["kind_intervals"]["read"]
-        cells = (row["method"], f"{row['retention_ratio']:g}", percent(row["kinds"]["read"]))
-        lines.append(f"| {' | '.join(cells)} | {percent(low)} to {percent(high)} |")
+        method, ratio = row["method"], row["retention_ratio"]
+        other, difference = drawn.get(("uniform", ratio)), ""
+        if other is not None and method != "uniform":
+            values = 100 * (drawn[method, ratio] - other)
+            difference = f"{values.mean():+.1f} ({interval(values)[0]:+.1f} to {interval(values)[1]:+.1f})"
+        cells = (method, f"{ratio:g}", percent(row["kinds"]["read"]), f"{percent(low)} to {percent(high)}", difference)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _right(row: dict[str, Any]) -> NDArray[np.bool_]:
+    return np.array([digit == "1" for digit in row["right"]])
 
 
 def analysis() -> str:

@@ -15,6 +15,9 @@ COLORS = ("#c44e52", "#4c72b0", "#8c8c8c", "#55a868", "#dd8452", "#8172b3")
 def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
     """Accuracy against visual tokens, one line per method with its 95 % band: all questions, and every kind of its own."""
     kinds = list(rows[0]["kinds"])
+    counts = sorted({round(row["visual_tokens"]) for row in rows})
+    # The counts that were measured, as far as they do not crowd each other.
+    ticks = [a for a, b in zip(counts, [*counts[1:], 2 * counts[-1]], strict=True) if b > 1.4 * a]
     figure, axes = _figure(len(kinds) + 1)
     for axis, kind in zip(axes, [None, *kinds], strict=False):
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows[1:])):
@@ -26,6 +29,8 @@ def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
             axis.fill_between(tokens, low, high, color=color, alpha=0.15, linewidth=0)
         axis.axhline(_accuracy(rows[0], kind), color="black", linewidth=0.8, linestyle=":")
         axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.set_title(kind or "all questions", fontsize=10)
         axis.set_xlabel("visual tokens per picture", fontsize=8)
     _finish(figure, axes, path)
