@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -147,7 +148,8 @@ def _load_model(model: str, dtype: str, device: str, attn: str | None) -> tuple[
 def _machine(network: Any) -> dict[str, Any]:
     from globalcom2.bench import machine  # noqa: PLC0415
 
-    return {"dtype": str(network.dtype).removeprefix("torch."), **machine(network.device)}
+    command = " ".join(["globalcom2", *sys.argv[1:]])
+    return {"command": command, "dtype": str(network.dtype).removeprefix("torch."), **machine(network.device)}
 
 
 def _bar() -> Progress:
