@@ -110,6 +110,12 @@ class Line:
         top, bottom = self.y - height, self.y + height
         return [(self.left, top, self.left + word, bottom), (self.right - number, top, self.right, bottom)]
 
+    def digit_boxes(self) -> list[tuple[float, float, float, float]]:
+        """Boxes of the tens and the units digit."""
+        _, (left, top, right, bottom) = self.boxes()
+        middle = (left + right) / 2
+        return [(left, top, middle, bottom), (middle, top, right, bottom)]
+
 
 @dataclass(frozen=True)
 class Scene:

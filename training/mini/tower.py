@@ -1,7 +1,7 @@
 """Step 1: the vision tower (CLIP architecture), from random weights, with dense supervision.
 
 Read-outs of the second-last layer, which is the one that LLaVA-NeXT uses: every patch of a tag or a document's line is
-asked for the whole of it (colour, shape, number or word) and whether it holds the centre; [CLS] is asked which names,
+asked for colour and shape or for the word, for a digit where one stands, and whether it holds the centre; [CLS] is asked which names,
 digits and words are in the view and how many things, so that its attention row means something.
 
     python tower.py OUT.pt --steps 9000        resumes from OUT.pt if it is there
@@ -138,12 +138,11 @@ def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)):
         best = np.maximum(best, share)
         color, shape = list(COLORS).index(tag.color), SHAPES.index(tag.shape)
         by_head["color"][inside], by_head["shape"][inside] = color, shape
-        by_head["tens"][inside] = by_head["units"][inside] = IGNORE
         view[color * len(SHAPES) + shape] = 1
         things += mark_centre(by_head["centre"], tag.x * sx, tag.y * sy)
         boxes = tag.digit_boxes()
         if legible and within(boxes):
-            by_head["tens"][inside], by_head["units"][inside] = divmod(tag.number, 10)
+            mark_digits(by_head, boxes, tag.number)
             mark_number(view, tag.number)
     for line in seen.lines if legible else ():
         boxes = line.boxes()
@@ -153,7 +152,7 @@ def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)):
         inside = (share > 0.15) & (share > best)
         best = np.maximum(best, share)
         by_head["word"][inside] = WORDS.index(line.word)
-        by_head["tens"][inside], by_head["units"][inside] = divmod(line.number, 10)
+        mark_digits(by_head, line.digit_boxes(), line.number)
         mark_number(view, line.number)
         view[PAIRS + 20 + WORDS.index(line.word)] = 1
         things += mark_centre(by_head["centre"], line.right - 8, line.y)
@@ -174,6 +173,13 @@ def mark_centre(centres: np.ndarray, x: float, y: float) -> int:
         return 0
     centres[int(y // PATCH) * SIDE + int(x // PATCH)] = 1
     return 1
+
+
+def mark_digits(labels: dict[str, np.ndarray], boxes, number: int) -> None:
+    """Each digit where it stands: patches that hold at least 30 % of its box."""
+    for head, digit, box in zip(("tens", "units"), divmod(number, 10), boxes, strict=True):
+        area = (box[2] - box[0]) * (box[3] - box[1]) / PATCH**2
+        labels[head][coverage(box) > 0.3 * area] = digit
 
 
 def mark_number(view: np.ndarray, number: int) -> None:
@@ -278,7 +284,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         step += 1
-        running = {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in now.items()}
+        running |= {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in now.items() if v == v}
         if step % 100 == 0:
             print(
                 f"{step} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True
