@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import footprint
 from families import FAMILIES
-from globalcom2 import compress
+from globalcom2 import InputError, answers, compress
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.families import UNSUPPORTED, get_family, list_models, markdown_tables
 from independent import cut_call, reports_keep
@@ -141,6 +141,26 @@ def test_every_score_keeps_the_budget(family, score):
     with compress(family.model, 0.2, "uniform") as uniform:
         generate(family, inputs, max_new_tokens=1)
     assert compression.report.tokens_after == uniform.report.tokens_after
+
+
+def test_many_questions_about_one_picture(family, monkeypatch):
+    """The picture's prompt is prefilled once; answers equal those of separate calls."""
+    tag = family.tag
+    monkeypatch.setattr(answers, "chat_prompt", lambda _, question: f"{tag} {question}")
+    images, questions = [picture(168, 168, 1), picture(168, 168, 2)], [["ab?", "cde"], ["x", "yz"]]
+    with compress(family.model, 0.3):
+        try:
+            found = answers.answer_questions(family.model, family.processor, images, questions, 4).texts
+        except InputError as error:
+            assert "Ask one question per call of generate instead" in str(error)
+            assert family.model.config.model_type in ("got_ocr2", "qianfan_ocr")
+            return
+        for image, asked, given in zip(images, questions, found, strict=True):
+            for question, answer in zip(asked, given, strict=True):
+                inputs = family.inputs([f"{tag} {question}"], [image])
+                new = family.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+                alone = new[:, inputs["input_ids"].shape[1] :]
+                assert family.processor.batch_decode(alone, skip_special_tokens=True)[0].strip() == answer
 
 
 def test_the_matrix_and_the_models_page_have_every_family():

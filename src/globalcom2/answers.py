@@ -32,7 +32,7 @@ def answer_questions(
 ) -> Answers:
     """Greedy answers to several questions about each of several pictures of one size.
 
-    The prompt up to the image's end is prefilled once per picture; each question then continues a copy of the cache, so
+    The prompt up to the end of the image and its tags is prefilled once per picture; each question then continues a copy of the cache, so
     answers equal those of separate calls up to rounding, and the vision tower runs once per picture. Works inside and
     outside of `compress`.
 
@@ -54,18 +54,22 @@ def answer_questions(
         )
     token = model.config.image_token_id
     prompts = [[chat_prompt(processor, text) for text in asked] for asked in questions]
-    inputs = processor(text=[asked[0] for asked in prompts], images=list(images), return_tensors="pt", padding=True)
+    tag = _tag(processor)
+    inputs = processor(
+        text=[asked[0] for asked in prompts], images=[[image] for image in images], return_tensors="pt", padding=True
+    )
     inputs = inputs.to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     for name in ALIGNED:  # as long as the whole prompt, and generate makes them itself
         inputs.pop(name, None)
-    head, mask = _heads(inputs.pop("input_ids"), inputs.pop("attention_mask"), token)
+    firsts = [_tail(processor.tokenizer(asked[0]).input_ids, tag) for asked in prompts]
+    head, mask = _heads(inputs.pop("input_ids"), inputs.pop("attention_mask"), firsts)
     filled = model.generate(
         **inputs, input_ids=head, attention_mask=mask, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
     )
     answers: list[list[str]] = [[] for _ in images]
     for turn in range(len(prompts[0])):
-        tails = [_tail(processor.tokenizer(asked[turn]).input_ids, token) for asked in prompts]
+        tails = [_tail(processor.tokenizer(asked[turn]).input_ids, tag) for asked in prompts]
         ids, tail_mask = _padded(tails, processor.tokenizer.pad_token_id or 0, head.device)
         out = model.generate(
             input_ids=torch.cat([head, ids], 1),
@@ -81,17 +85,40 @@ def answer_questions(
     return Answers(answers, (head == token).sum(1).tolist())
 
 
-def _heads(ids: Tensor, mask: Tensor, token: int) -> tuple[Tensor, Tensor]:
-    """Every prompt up to its last placeholder, without the padding on their left: (batch, n) ids and mask."""
-    ends = [int(row.nonzero()[-1]) + 1 for row in ids == token]
-    rows = [row[:end][shown[:end].bool()] for row, shown, end in zip(ids, mask, ends, strict=True)]
+def _tag(processor: Any) -> int:
+    """The id of what stands for an image in a prompt before the processor fills it in."""
+    tag = getattr(processor, "image_token", None)
+    found = processor.tokenizer.convert_tokens_to_ids(tag) if isinstance(tag, str) else None
+    if not isinstance(found, int) or found == processor.tokenizer.unk_token_id:
+        raise InputError(
+            f"the processor's image_token must be one token of its tokenizer, got {tag!r}. Ask one question per call of "
+            "generate instead."
+        )
+    return found
+
+
+def _heads(ids: Tensor, mask: Tensor, tails: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Every prompt without its question and without the padding on its left: (batch, n) ids and mask."""
+    rows = []
+    for row, shown, tail in zip(ids, mask, tails, strict=True):
+        prompt = row[shown.bool()]
+        if prompt[len(prompt) - len(tail) :].tolist() != tail:
+            raise InputError(
+                "a prompt must end with its question as the tokenizer alone splits it, got other tokens. Ask one "
+                "question per call of generate instead."
+            )
+        rows.append(prompt[: len(prompt) - len(tail)])
     head = torch.stack(rows)
     return head, torch.ones_like(head)
 
 
-def _tail(ids: list[int], token: int) -> list[int]:
-    last = len(ids) - ids[::-1].index(token)
-    return ids[last:]
+def _tail(ids: list[int], tag: int) -> list[int]:
+    if tag not in ids:
+        raise InputError(
+            "a prompt must hold the processor's image_token, got one without it. Ask one question per call of generate "
+            "instead."
+        )
+    return ids[len(ids) - ids[::-1].index(tag) :]
 
 
 def _padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
