@@ -148,13 +148,13 @@ def test_many_questions_about_one_picture(family, monkeypatch):
     tag = family.tag
     monkeypatch.setattr(answers, "chat_prompt", lambda _, question: f"{tag} {question}")
     images, questions = [picture(168, 168, 1), picture(168, 168, 2)], [["ab?", "cde"], ["x", "yz"]]
+    arguments = (family.model, family.processor, images, questions, 4)
+    if family.model.config.model_type in ("got_ocr2", "qianfan_ocr"):  # their processors do not tell the tag
+        with pytest.raises(InputError, match="Ask one question per call of generate instead"):
+            answers.answer_questions(*arguments)
+        return
     with compress(family.model, 0.3):
-        try:
-            found = answers.answer_questions(family.model, family.processor, images, questions, 4).texts
-        except InputError as error:
-            assert "Ask one question per call of generate instead" in str(error)
-            assert family.model.config.model_type in ("got_ocr2", "qianfan_ocr")
-            return
+        found = answers.answer_questions(*arguments).texts
         for image, asked, given in zip(images, questions, found, strict=True):
             for question, answer in zip(asked, given, strict=True):
                 inputs = family.inputs([f"{tag} {question}"], [image])
