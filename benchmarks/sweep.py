@@ -57,7 +57,7 @@ def main() -> None:
     model, processor = load_mini()
     settings = settings_of(args.base, args.axes, args.ratio)
     partial = args.out and args.out.with_suffix(".partial.jsonl")
-    journal = Journal(partial, journal_header("mini", pictures, __version__))
+    journal = Journal(partial, journal_header(model, pictures, __version__))
     with Progress() as bar:
         task = bar.add_task("Answering", total=len(settings) * len(pictures))
         rows = evaluate(

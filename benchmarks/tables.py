@@ -43,14 +43,15 @@ def reading() -> str:
     owner = np.repeat(np.arange(len(pictures)), [len(picture.questions) for picture in pictures])
     bootstrap, rows = Bootstrap(owner), runs("mini-eval")
     drawn = {(r["method"], r["retention_ratio"]): bootstrap.accuracies(_right(r), read) for r in rows}
+    exact = {(r["method"], r["retention_ratio"]): r["kinds"]["read"] for r in rows}
     lines = ["| method | ratio | read | 95 % interval | minus uniform, points |", "|---|---|---|---|---|"]
     for row in rows:
         low, high = row["kind_intervals"]["read"]
         method, ratio = row["method"], row["retention_ratio"]
         other, difference = drawn.get(("uniform", ratio)), ""
         if other is not None and method != "uniform":
-            values = 100 * (drawn[method, ratio] - other)
-            difference = f"{values.mean():+.1f} ({interval(values)[0]:+.1f} to {interval(values)[1]:+.1f})"
+            least, most = interval(100 * (drawn[method, ratio] - other))
+            difference = f"{100 * (exact[method, ratio] - exact['uniform', ratio]):+.1f} ({least:+.1f} to {most:+.1f})"
         cells = (method, f"{ratio:g}", percent(row["kinds"]["read"]), f"{percent(low)} to {percent(high)}", difference)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """`eval` and `analyze`: answers equal those of separate calls, intervals those of a plain bootstrap, stops lose nothing."""
 
+import copy
 import io
 import json
 import random
@@ -66,7 +67,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_result(mini, pictures, tmp
         if not left[0]:
             raise KeyboardInterrupt
 
-    path, header = tmp_path / "run.partial.jsonl", journal_header("mini", pictures, "0")
+    path, header = tmp_path / "run.partial.jsonl", journal_header(mini[0], pictures, "0")
     with pytest.raises(KeyboardInterrupt):
         evaluate(*mini, pictures, settings, batch_size=2, journal=Journal(path, header), progress=stop)
     with path.open("a") as file:
@@ -74,16 +75,22 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_result(mini, pictures, tmp
     before = len(Journal(path, header).found)
     assert before >= 3
     rows = evaluate(*mini, pictures, settings, batch_size=2, journal=Journal(path, header))
+    assert len(Journal(path, header).found) == 2 * len(pictures)  # the half-written line spoilt no other
     for row, expected in zip(rows, whole, strict=True):
         row.pop("seconds_per_picture"), expected.pop("seconds_per_picture")
         assert row == expected
 
 
-def test_a_journal_of_another_run_is_refused(pictures, tmp_path):
+def test_a_journal_of_another_run_is_refused(mini, pictures, tmp_path):
     path = tmp_path / "run.partial.jsonl"
-    Journal(path, journal_header("mini", pictures, "0"))
+    Journal(path, journal_header(mini[0], pictures, "0"))
+    other = copy.deepcopy(mini[0])
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.01)
     with pytest.raises(InputError, match=r"must belong to this model.*--out"):
-        Journal(path, journal_header("mini", pictures[1:], "0"))
+        Journal(path, journal_header(other, pictures, "0"))
+    with pytest.raises(InputError, match=r"must belong to this model.*--out"):
+        Journal(path, journal_header(mini[0], pictures[1:], "0"))
 
 
 def test_rows_count_what_was_really_fed(mini, pictures):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from globalcom2.allocation import occupied_lines
-from globalcom2.compression import Compression, compress
+from globalcom2.compression import GRID_UNKNOWN, Compression, compress
 from globalcom2.evals import FULL, Outcome, answer_pictures, batches, summarize
 from globalcom2.methods import get_method
 from globalcom2.questions import Picture
@@ -31,13 +31,13 @@ class WholeViews(Compression):
     """
 
     def __init__(self, model: Any, thumbnail: bool, crops: Callable[[Tensor], Tensor]):
-        # The ratio is not used; 1 would bypass everything.
-        plain = compress(model, 0.5)
-        super().__init__(model, replace(plain.settings, method="globalcom2"))
+        super().__init__(model, compress(model, 0.5).settings)  # the ratio is not used; 1 would bypass everything
         self.thumbnail, self.crops = thumbnail, crops
 
     def keep(self, views: Views, known_grid: bool = True) -> Keep:
         """Whole views; a newline stays with any token of its line."""
+        if not known_grid:
+            warnings.warn(GRID_UNKNOWN, stacklevel=2)
         ranking: Ranking = get_method("globalcom2").load()(views, 0.5)
         chosen = self.crops(ranking.ratios)
         crops = chosen[..., None] & views.valid_mask
@@ -56,7 +56,12 @@ def _none(importance: Tensor) -> Tensor:
 
 
 def _all_but(place: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda importance: _every(importance).scatter(-1, place(importance)[..., None], False)
+    def chosen(importance: Tensor) -> Tensor:
+        if importance.shape[-1] == 0:  # an image without crops
+            return _every(importance)
+        return _every(importance).scatter(-1, place(importance)[..., None], False)
+
+    return chosen
 
 
 def _seeded(importance: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ def answer_questions(
 ) -> Answers:
     """Greedy answers to several questions about each of several pictures of one size.
 
-    The prompt up to the end of the image and its tags is prefilled once per picture; each question then continues a copy of the cache, so
-    answers equal those of separate calls up to rounding, and the vision tower runs once per picture. Works inside and
-    outside of `compress`.
+    The prompt up to the end of the image and its tags is prefilled once per picture; each question then continues a copy
+    of the cache, so answers equal those of separate calls up to rounding, and the vision tower runs once per picture.
+    Works inside and outside of `compress`.
 
     Args:
         model: A supported model in eval mode.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -82,8 +83,9 @@ class Journal:
         if not path.exists():
             path.write_text(json.dumps(header) + "\n")
             return
-        lines = path.read_text().splitlines()
-        if not lines or json.loads(lines[0]) != header:
+        text = path.read_text()
+        lines = text.splitlines()
+        if not lines or lines[0] != json.dumps(header):
             raise InputError(
                 f"{str(path)!r} must belong to this model, set and version to be resumed, got another run's. Delete it, or "
                 "choose another --out."
@@ -94,6 +96,9 @@ class Journal:
             except ValueError:  # the last line of a run that was killed while it wrote
                 continue
             self.found[outcome.setting, outcome.picture] = outcome
+        if not text.endswith("\n"):  # what is added must not grow onto a half-written line
+            with path.open("a") as file:
+                file.write("\n")
 
     def add(self, outcomes: list[Outcome]) -> None:
         """Keep what was finished."""
@@ -182,8 +187,9 @@ def summarize(pictures: list[Picture], runs: list[tuple[dict[str, Any], list[Out
 
     Returns:
         Per run what describes it and: questions, accuracy, interval, relative and relative_interval (None where the
-        first run got nothing right), visual_tokens (mean per picture, newlines included), kinds and kind_intervals, seconds per picture, and `right`, one 0 or 1 per
-        question in the set's order, from which everything else can be computed again.
+        first run got nothing right), visual_tokens (mean per picture, newlines included), kinds and kind_intervals,
+        seconds_per_picture, and `right`, one 0 or 1 per question in the set's order, from which everything else can be
+        computed again.
     """
     kinds = np.array([question.kind for picture in pictures for question in picture.questions])
     owner = np.repeat(np.arange(len(pictures)), [len(picture.questions) for picture in pictures])
@@ -222,9 +228,18 @@ def _relative(
     return {"relative": accuracy / reference, "relative_interval": interval(drawn[possible] / full[possible])}
 
 
-def journal_header(model: str, pictures: list[Picture], version: str) -> dict[str, Any]:
-    """What makes outcomes comparable."""
-    return {"model": model, "set": fingerprint(pictures), "globalcom2": version}
+def journal_header(model: Any, pictures: list[Picture], version: str) -> dict[str, Any]:
+    """What outcomes depend on besides their setting: weights and how they compute, the set, our version."""
+    digest = hashlib.sha256()
+    for name, weights in model.named_parameters():
+        few = weights.detach().flatten()[:: max(1, weights.numel() // 16)]  # enough to tell two trainings apart
+        digest.update(f"{name} {weights.dtype} {few.double().tolist()}".encode())
+    return {
+        "weights": digest.hexdigest()[:16],
+        "attention": str(model.config._attn_implementation),
+        "set": fingerprint(pictures),
+        "globalcom2": version,
+    }
 
 
 def percent(share: float | None) -> str:

@@ -66,7 +66,7 @@ def evaluation(
     network, processor = _load_model(model, dtype, device, attn)
     settings = evals.settings_of(names, ratios)
     partial = None if out is None else out.with_suffix(".partial.jsonl")
-    journal = evals.Journal(partial, evals.journal_header(model, shown, __version__))
+    journal = evals.Journal(partial, evals.journal_header(network, shown, __version__))
     with _bar() as bar:
         task = bar.add_task("Answering", total=len(settings) * len(shown))
         rows = evals.evaluate(
@@ -79,11 +79,11 @@ def evaluation(
             progress=lambda done: bar.advance(task, done),
         )
     result = {"model": model, "dataset": path, "pictures": len(shown), **_machine(network), "runs": rows}
+    _finish(result, out, partial, as_json)
     if plot is not None:
         from globalcom2.plots import draw_eval  # noqa: PLC0415
 
         draw_eval(rows, plot)
-    _finish(result, out, partial, as_json)
     if not as_json:
         _print_rows(result, ["method", "ratio"], lambda row: [row["method"], f"{row['retention_ratio']:g}"])
 
@@ -116,11 +116,11 @@ def analyze(
             network, processor, shown, batch_size=batch_size, progress=lambda done: bar.advance(task, done)
         )
     result = {"model": model, "dataset": path, "pictures": len(shown), **_machine(network), "runs": rows}
+    _finish(result, out, None, as_json)
     if plot is not None:
         from globalcom2.plots import draw_analysis  # noqa: PLC0415
 
         draw_analysis(rows, plot)
-    _finish(result, out, None, as_json)
     if not as_json:
         _print_rows(result, ["condition"], lambda row: [row["condition"]])
 
