@@ -22,7 +22,7 @@ from globalcom2.evals import FULL, Journal, Setting, evaluate, journal_header
 from globalcom2.questions import load_pictures
 
 AXES: dict[str, tuple[Any, ...]] = {
-    "score": ("logits", "attention", "received", "similarity"),
+    "score": ("logits", "attention", "mean_query", "received", "similarity"),
     "layer": (-1, -2, -3, -4),
     "temperature": (1.0, 3.0, 10.0, 30.0, 100.0),
     "alpha": (0.0, 0.25, 0.5, 0.75, 1.0),

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tiny import Tiny, llava_next, picture
+from tiny import Tiny, footprint, llava_next, picture
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -37,17 +37,3 @@ def batch(llava: Tiny):
     """Left-padded prompts: two images of different sizes, one image, none, a picture smaller than a view."""
     texts = ["a <image> b <image> c", "look: <image>?", "no picture here", "<image> tiny"]
     return llava.inputs(texts, [picture(168, 168, 1), picture(60, 200, 2), picture(400, 100, 3), picture(30, 30, 4)])
-
-
-def footprint(model) -> list:
-    """Everything that patching could leave behind: attributes, hooks, configurations of every module."""
-    stock = (
-        "_compiled_call",
-        "_last_compile_config",
-        "_previous_max_cache_length",
-    )  # left by transformers' static cache
-    return [
-        (name, sorted(set(module.__dict__).difference(stock)), len(module._forward_pre_hooks), len(module._forward_hooks),
-         id(getattr(module, "config", None)), getattr(getattr(module, "config", None), "_attn_implementation", None))
-        for name, module in model.named_modules()
-    ]  # fmt: skip

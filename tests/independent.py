@@ -6,15 +6,16 @@ import torch
 
 
 def reports_keep(compression):
-    """Kept places of all images, in prompt order, as the report tells them."""
+    """Kept places of all images and videos, in prompt order, as the report tells them."""
     return torch.cat([image.kept for image in compression.report])
 
 
-def image_features(model, inputs):
+def visual_features(model, inputs, modality="image"):
     """What the unpatched model puts in its placeholders, (placeholders, dim) in prompt order."""
-    names = inspect.signature(model.base_model.get_image_features).parameters
+    encoder = getattr(model.base_model, f"get_{modality}_features")
+    names = inspect.signature(encoder).parameters
     arguments = {name: inputs[name] for name in names if name in inputs}
-    encoded = model.base_model.get_image_features(**arguments, return_dict=True)
+    encoded = encoder(**arguments, return_dict=True)
     output = encoded.pooler_output
     if output is None:  # Llama 4 projects in its forward
         output = model.multi_modal_projector(encoded.last_hidden_state)
@@ -26,7 +27,11 @@ def cut_embeddings(model, inputs, keep, *, original_positions=False):
     """(inputs_embeds, attention_mask, position_ids) of the shortened batch, row by row, left padded."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     with torch.no_grad():
-        features = image_features(model, inputs)
+        features = {}
+        if "pixel_values" in inputs:
+            features[model.config.image_token_id] = iter(visual_features(model, inputs))
+        if "pixel_values_videos" in inputs:
+            features[model.config.video_token_id] = iter(visual_features(model, inputs, "video"))
         embeds = model.get_input_embeddings()(ids)
         # Ovis2 takes the embeddings of its indicator ids from the vision side.
         for number, indicator in enumerate(getattr(model.config, "visual_indicator_token_ids", ())):
@@ -38,9 +43,10 @@ def cut_embeddings(model, inputs, keep, *, original_positions=False):
         for column in range(ids.shape[1]):
             if not mask[row, column]:
                 continue
-            if ids[row, column] == model.config.image_token_id:
+            if int(ids[row, column]) in features:
+                feature = next(features[int(ids[row, column])])
                 if keep[taken]:
-                    kept_row.append(features[taken])
+                    kept_row.append(feature)
                     kept_places.append(position)
                 taken += 1
             else:

@@ -14,7 +14,7 @@ from globalcom2.adapters import kept_places
 from globalcom2.adapters.anyres import layout_of, packing_of
 from globalcom2.adapters.llava_onevision import LlavaOnevisionAdapter
 from independent import cut_call, reports_keep
-from tiny import VIEW, llava_next, picture
+from tiny import llava_next, picture
 
 BUILDERS = [llava.llava_onevision, llava.llava_next_video, llava.granite4_vision]
 SIZES = [(336, 336), (700, 1300), (2304, 2304), (1500, 400), (30, 3000), (1, 5000), (5000, 3), (1999, 1001)]
@@ -153,7 +153,6 @@ def test_every_method_runs(tiny, method):
     [
         ({"image_sizes": None}, "image_sizes must be given"),
         ({"vision_feature_select_strategy": "wrong"}, "vision_feature_select_strategy must be"),
-        ({"pixel_values_videos": torch.zeros(1, 2, 3, 84, 84)}, "pixel_values_videos must not come with images"),
         ({"pixel_values": torch.zeros(1, 1, 3, 84, 84)}, "pixel_values must hold"),
     ],
 )
@@ -185,27 +184,3 @@ def test_the_other_strategy_is_refused(tiny):
             compress(tiny.model, 0.2)
     finally:
         config.vision_feature_select_strategy = right
-
-
-@pytest.mark.parametrize("builder", [llava.llava_onevision, llava.llava_next_video])
-@pytest.mark.parametrize("num_beams", [1, 2])
-def test_a_call_with_videos_alone_passes_through(builder, num_beams):
-    """Two videos, one of them in a prompt with text on both sides; made by hand, as the processor needs torchvision."""
-    tiny = built(builder)
-    config = tiny.model.config
-    videos = torch.randn(2, 3, 3, VIEW, VIEW, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        features = tiny.model.base_model.get_video_features(videos, return_dict=True).pooler_output
-    run = [config.video_token_id] * features.shape[1]
-    inputs = {
-        "input_ids": torch.tensor([[5, *run, 6, 7], [8, 9, *run, 10]]),
-        "attention_mask": torch.ones(2, len(run) + 3, dtype=torch.long),
-        "pixel_values_videos": videos,
-    }
-    options = {"max_new_tokens": 3, "do_sample": False, "num_beams": num_beams}
-    options["suppress_tokens"] = [config.image_token_id, config.video_token_id]
-    plain = tiny.model.generate(**inputs, **options)
-    with compress(tiny.model, 0.2) as compression:
-        inside = tiny.model.generate(**inputs, **options)
-    assert torch.equal(plain, inside)
-    assert len(compression.report) == 0

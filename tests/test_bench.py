@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import footprint
 from globalcom2 import bench, compress
 from globalcom2.estimation import estimate_costs
+from tiny import footprint
 
 PLAN = bench.Plan(image=(168, 168), text_tokens=6, new_tokens=2, rounds=2)
 

@@ -18,12 +18,11 @@ from transformers import (
     TextStreamer,
 )
 
-from conftest import footprint
 from globalcom2 import InputError, UnsupportedModelError, apply, compress, remove
 from globalcom2.adapters import kept_places
 from globalcom2.compression import current
 from independent import cut_embeddings, one_row, reports_keep
-from tiny import picture
+from tiny import footprint, picture
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}

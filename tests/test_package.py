@@ -19,12 +19,12 @@ LAYERS = [
     {"allocation"},
     {"selection"},
     {"adapters"},
-    {"report", "prompt", "costs", "images"},
-    {"memory"},
+    {"report", "prompt", "visuals", "costs", "images"},
+    {"memory", "groups"},
     {"generating", "picture"},
     {"patching"},
     {"compression", "mini"},
-    {"loading", "comparison", "estimation", "questions", "intervals", "plots"},
+    {"loading", "comparison", "estimation", "questions", "intervals", "plots", "integrations"},
     {"bench", "answers"},
     {"evals"},
     {"analysis"},
@@ -95,10 +95,18 @@ def _imports_at_run_time(tree: ast.Module):
 
 def test_only_adapters_and_what_stands_on_them_know_transformers():
     allowed = {"adapters", "patching", "compression", "mini", "loading", "comparison", "estimation", "bench"}
+    allowed.add("integrations")
     for file in SOURCE.rglob("*.py"):
         own = file.relative_to(SOURCE).parts[0].removesuffix(".py")
         if own not in allowed:
             assert not re.search(r"^\s*(from|import) transformers", file.read_text(), re.M), file
+
+
+def test_vllm_is_known_to_its_integration_alone():
+    light = {"__init__.py", "options.py", "metrics.py", "serving.py"}  # imported without vLLM
+    for file in SOURCE.rglob("*.py"):
+        if file.parent.name != "vllm" or file.name in light:
+            assert not re.search(r"^(from|import) vllm", file.read_text(), re.M), file
 
 
 def test_exports_are_sorted_and_complete():

@@ -85,5 +85,68 @@ def test_received_attention_is_the_mean_of_the_columns():
         logits = query @ key.repeat_interleave(2, 1).mT * 8**-0.5
         if given is not None:
             logits = logits + mask
-        torch.testing.assert_close(received, logits.softmax(-1).mean((1, 2)))
+        attention = logits.softmax(-1).mean(1)
+        if given is not None:
+            attention[1, 250:] = 0  # what padding looks at does not count
+        expected = attention.sum(1) / torch.tensor([[300.0], [300.0 if given is None else 250.0]])
+        torch.testing.assert_close(received, expected)
         torch.testing.assert_close(received.sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("cls_index", [0, -1, None])
+def test_the_mean_query_row_is_the_mean_of_all_tokens_logits(cls_index):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 30, 8), torch.randn(2, 2, 30, 8)
+    mask = torch.zeros(2, 1, 1, 30)
+    mask[1, ..., 25:] = torch.finfo(torch.float32).min
+    logits = query @ key.repeat_interleave(2, 1).mT * 8**-0.5
+    tokens = torch.ones(2, 30)
+    if cls_index is not None:
+        tokens[:, cls_index] = 0
+    for given in (None, mask, (mask == 0).expand(-1, -1, 30, -1), (mask == 0)[:, 0, 0].long()):
+        own = tokens if given is None else tokens * (mask == 0)[:, 0, 0]
+        expected = ((logits * own[:, None, :, None]).sum(2) / own.sum(1)[:, None, None]).mean(1)
+        row = tap.reader("mean_query", cls_index)(query, key, given, None)
+        shown = slice(None) if given is None else slice(25)
+        torch.testing.assert_close(row[:, shown], expected[:, shown])
+        if cls_index is None:
+            assert torch.equal(tap.reader("logits", None)(query, key, given, None), row)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_the_mean_query_row_of_a_tower_with_cls_is_that_of_its_patches(kernel):
+    t = llava_next()
+    tower = t.model.model.vision_tower
+    tower.set_attn_implementation(kernel)
+    module = LlavaNextAdapter().attention(t.model.model, -1)
+    seen = []
+    hook = module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs.get("hidden_states", args[0] if args else None)), with_kwargs=True
+    )
+    tap.install(module)
+    with torch.no_grad(), tap.record(module, tap.reader("mean_query", 0)) as recording:
+        tower(t.inputs(["<image>"], [picture(168, 84)])["pixel_values"][0])
+        query, key = (
+            project(seen[0]).unflatten(-1, (4, -1)).transpose(1, 2) for project in (module.q_proj, module.k_proj)
+        )
+        by_hand = (query @ key.mT * module.head_dim**-0.5)[:, :, 1:].mean((1, 2))
+    tap.uninstall(module), hook.remove()
+    torch.testing.assert_close(recording.rows[0], by_hand, atol=1e-6, rtol=0)
+
+
+def test_views_laid_end_to_end_leave_a_row_each(monkeypatch):
+    """As flash kernels get them from towers that take views of several sizes."""
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 4, 12, 8), torch.randn(1, 4, 12, 8)
+    module = torch.nn.Module()
+    monkeypatch.setitem(tap.ALL_ATTENTION_FUNCTIONS._global_mapping, "packed", lambda *_, **__: "the kernel's own")
+    read = tap.reader("attention", None)
+    with tap.record(module, read) as recording:
+        ends = torch.tensor([0, 8, 12])
+        assert (
+            tap._tapped("packed")(module, query, key, key, attention_mask=None, cu_seq_lens_q=ends)
+            == "the kernel's own"
+        )
+    expected = [read(query[:, :, own], key[:, :, own], None, None) for own in (slice(8), slice(8, 12))]
+    for row, own in zip(recording.rows, expected, strict=True):
+        torch.testing.assert_close(row, own)

@@ -90,8 +90,8 @@ def llava_next(**vision: Any) -> Tiny:
             hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
             max_position_embeddings=4096,
         ),
         image_token_id=tok.convert_tokens_to_ids("<image>"),
@@ -130,3 +130,17 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     small = rng.integers(0, 256, (max(2, height // 40), max(2, width // 40), 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.float32)
     return Image.fromarray((smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+def footprint(model) -> list:
+    """Everything that patching could leave behind: attributes, hooks, configurations of every module."""
+    stock = (
+        "_compiled_call",
+        "_last_compile_config",
+        "_previous_max_cache_length",
+    )  # left by transformers' static cache
+    return [
+        (name, sorted(set(module.__dict__).difference(stock)), len(module._forward_pre_hooks), len(module._forward_hooks),
+         id(getattr(module, "config", None)), getattr(getattr(module, "config", None), "_attn_implementation", None))
+        for name, module in model.named_modules()
+    ]  # fmt: skip

@@ -64,7 +64,7 @@ def as_published(ranking: Ranking, retention_ratio: float, valid: Tensor) -> tup
 def exact(ranking: Ranking, budget: Budget, valid: Tensor) -> tuple[Tensor | None, Tensor]:
     """Masks that keep exactly `budget.thumbnail` and `budget.crops` tokens, never a padded one. (thumbnail, crops)."""
     position = _rank_valid(ranking.crops, valid)
-    counts = _share(torch.tensor([budget.crops], device=valid.device), ranking.ratios, valid)[:, 0]
+    counts = _share(torch.full((1,), budget.crops, device=valid.device), ranking.ratios, valid)[:, 0]
     return _thumbnail(ranking, budget), position < counts[..., None]
 
 

@@ -15,6 +15,8 @@ from globalcom2.comparison import chat_prompt
 from globalcom2.errors import InputError
 from globalcom2.prompt import ALIGNED
 
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -44,7 +46,8 @@ def answer_questions(
         max_new_tokens: Longest answer.
 
     Raises:
-        InputError: Pictures of several sizes, or with different numbers of questions.
+        InputError: Pictures of several sizes, or with different numbers of questions; questions of several lengths
+            about several pictures where the language model has recurrent layers.
     """
     sizes = {image.size for image in images}
     if len(sizes) != 1 or len({len(asked) for asked in questions}) != 1 or len(images) != len(questions):
@@ -55,6 +58,8 @@ def answer_questions(
     token = model.config.image_token_id
     prompts = [[chat_prompt(processor, text) for text in asked] for asked in questions]
     tag = _tag(processor)
+    turns = [[_tail(processor.tokenizer(text).input_ids, tag) for text in turn] for turn in zip(*prompts, strict=True)]
+    _check_padding(model.config.get_text_config(), turns)
     inputs = processor(
         text=[asked[0] for asked in prompts], images=[[image] for image in images], return_tensors="pt", padding=True
     )
@@ -62,14 +67,12 @@ def answer_questions(
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     for name in ALIGNED:  # as long as the whole prompt, and generate makes them itself
         inputs.pop(name, None)
-    firsts = [_tail(processor.tokenizer(asked[0]).input_ids, tag) for asked in prompts]
-    head, mask = _heads(inputs.pop("input_ids"), inputs.pop("attention_mask"), firsts)
+    head, mask = _heads(inputs.pop("input_ids"), inputs.pop("attention_mask"), turns[0])
     filled = model.generate(
         **inputs, input_ids=head, attention_mask=mask, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
     )
     answers: list[list[str]] = [[] for _ in images]
-    for turn in range(len(prompts[0])):
-        tails = [_tail(processor.tokenizer(asked[turn]).input_ids, tag) for asked in prompts]
+    for tails in turns:
         ids, tail_mask = _padded(tails, processor.tokenizer.pad_token_id or 0, head.device)
         out = model.generate(
             input_ids=torch.cat([head, ids], 1),
@@ -83,6 +86,16 @@ def answer_questions(
         for row, text in zip(answers, new, strict=True):
             row.append(text.strip())
     return Answers(answers, (head == token).sum(1).tolist())
+
+
+def _check_padding(config: Any, turns: list[list[list[int]]]) -> None:
+    """Padding after the picture is masked in attention, but runs through a recurrent layer's state."""
+    recurrent = [kind for kind in getattr(config, "layer_types", None) or () if kind not in ATTENTION]
+    if recurrent and any(len(set(map(len, tails))) > 1 for tails in turns):
+        raise InputError(
+            f"questions must have one length where the language model has recurrent layers ({recurrent[0]}), got "
+            f"several for {len(turns[0])} pictures. Ask about one picture at a time."
+        )
 
 
 def _tag(processor: Any) -> int:

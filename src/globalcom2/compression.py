@@ -1,4 +1,4 @@
-"""`compress`, `apply` and `remove`: a model whose image prompts are simply shorter. No algorithm, no family names."""
+"""`compress`, `apply` and `remove`: a model whose visual prompts are simply shorter. No algorithm, no family names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from globalcom2 import patching
-from globalcom2.adapters import Adapter, Layout, tap
+from globalcom2.adapters import Adapter, tap
 from globalcom2.budget import check_ratio
 from globalcom2.errors import InputError, UnsupportedModelError, unknown_name
 from globalcom2.families import load_adapter
+from globalcom2.groups import Group, best_first, entries_of, on_host, raster
 from globalcom2.memory import Memory, memory_of_call
 from globalcom2.methods import check_options, get_method
 from globalcom2.prompt import ALIGNED, ShortPrompt, shorten
-from globalcom2.report import Clock, ImageReport, Report
+from globalcom2.report import Clock, Report
 from globalcom2.selection import NEWLINES, Keep, check_thumbnail_weight, select
 from globalcom2.views import SCORE_TYPES, Views
+from globalcom2.visuals import Visuals, in_prompt_order, visuals_of_call, wanted_tokens
 
 GRID_UNKNOWN = (
     "globalcom2: an image is too uniform or too regular to tell how its crops lie, and the call does not say; its crops "
@@ -46,7 +48,7 @@ def compress(
     thumbnail_order: str = "raster",
     **options: Any,
 ) -> Compression:
-    """Compress the image tokens of every call of a model inside a `with` block.
+    """Compress the image and video tokens of every call of a model inside a `with` block.
 
     Args:
         model: A transformers model of a supported family (`list_models()`), also inside PEFT, torch.compile or DDP.
@@ -56,9 +58,9 @@ def compress(
         exact: True: how many tokens an image keeps follows from its size and the ratio alone. False: the published
             code's rounding.
         score: What saliency is: "logits" ([CLS] row before the softmax, mean over heads), "attention" (after it),
-            "received" (attention that a token gets from all others) or "similarity" (minus the cosine of a token's
-            features to the mean of its view). In towers without [CLS] the mean query stands in for it. Default: the
-            family's, see the models table.
+            "mean_query" (logits of the mean over all tokens' queries), "received" (attention that a token gets from all
+            others) or "similarity" (minus the cosine of a token's features to the mean of its view). In towers without
+            [CLS] the mean query stands in for it. Default: the family's, see the models table.
         layer: The tower's layer whose attention row is read; negative counts from the end.
         newlines: "counted", "all" or "none", see `select`.
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`.
@@ -72,7 +74,7 @@ def compress(
     Raises:
         InputError, UnsupportedModelError: Before anything is patched.
 
-    Calls with `inputs_embeds`, without images, or continuing a cache that was made uncompressed pass through
+    Calls with `inputs_embeds`, without images and videos, or continuing a cache that was made uncompressed pass through
     unchanged. A cache that was filled in a block must be continued in one. Settings belong to the model, not to a
     thread: in nested blocks the inner one wins, for all threads. A deep copy keeps what was applied and follows the
     blocks that it was made in until they end.
@@ -144,6 +146,7 @@ class Compression:
         self.target = patching.unwrap(model)
         self.adapter: Adapter = load_adapter(self.target.config.model_type)
         self.adapter.check(self.target.base_model)
+        self.videos = self.adapter.videos()
         self.score = settings.score or self.adapter.default_score
         self.settings = settings
         self.attention = self._attention(self.target.base_model)
@@ -159,7 +162,7 @@ class Compression:
         patching.pop(self.target, self)
 
     def shorten_call(self, model: Any, call: dict[str, Any], *, direct: bool = False) -> Short | None:
-        """Replace a call's images by features of the kept tokens, and its prompt by a shorter one.
+        """Replace a call's images and videos by features of the kept tokens, and its prompt by a shorter one.
 
         Gradients flow through the features where the caller has them on.
 
@@ -170,18 +173,21 @@ class Compression:
 
         Returns:
             The new keyword arguments with what is needed to undo the shortening, or None for a call that passes
-            through: no images, embeddings instead of ids, or a ratio of 1.
+            through: nothing to compress, embeddings instead of ids, or a ratio of 1.
         """
         self.report = Report(self.settings.retention_ratio, self.settings.method)
         ids = call.get("input_ids")
-        if ids is None or call.get("pixel_values") is None or self.settings.retention_ratio == 1.0:
+        if ids is None or self.settings.retention_ratio == 1.0:
+            return None
+        mask, given = call.get("attention_mask"), call.get("position_ids")
+        # Now, before the tower has work: what the prompt becomes is found out on the host.
+        own_ids: Tensor = ids.cpu()
+        own_mask, own_given = (None if x is None else x.cpu() for x in (mask, given))
+        adapters = [self.adapter, *([] if self.videos is None else [self.videos])]
+        found = visuals_of_call(model, call, own_ids, adapters)
+        if not found:
             return None
         base = model.base_model
-        encode = self.adapter.encode_arguments(base, call)
-        layouts = self.adapter.layouts(base, call)
-        placeholder = ids == model.config.image_token_id
-        rows = _rows_of_images(placeholder, layouts)
-        mask = call.get("attention_mask")
         if mask is not None and mask.shape != ids.shape:
             raise InputError(
                 f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}."
@@ -192,29 +198,31 @@ class Compression:
             )
 
         clock = Clock(base.device)
-        attention = self._attention(base)
-        read = tap.reader(self.score, self.adapter.cls_index)
-        with clock.phase("tower"), tap.record(attention, read) as recording:
-            encoded = self.adapter.encode(base, encode)
-        if attention is not None and not recording.rows:
-            raise UnsupportedModelError(
-                f"layer {self.settings.layer} of the vision tower must run when the tower does, got nothing from its tap."
-            )
+        with clock.phase("tower"):
+            encoded = [self._encode(base, visuals) for visuals in found]
         with clock.phase("selection"), torch.no_grad():
-            scores = self._scores(base, encoded, recording.rows)
-            shown = None if mask is None else mask[placeholder].bool().split([len(x.slots) for x in layouts])
-            images = self._select(base, encoded, scores, layouts, rows, shown)
-            keep = torch.cat([image.kept for image in images])
-            prompt = shorten(ids, mask, placeholder, keep, _pad_token_id(model))
-            order = _best_first if self.settings.thumbnail_order == "score" else _raster
-            places = [order(image) for image in images]
+            groups = [self._select(base, *pair, visuals) for pair, visuals in zip(encoded, found, strict=True)]
+            on_host([group for own in groups for group in own])
+            entries = [entries_of(own, visuals, own_mask) for own, visuals in zip(groups, found, strict=True)]
+            kept = [torch.cat([entry.kept for entry in own]) for own in entries]
+            wanted = wanted_tokens(own_ids, found, kept)
+            prompt = shorten(own_ids, own_mask, wanted, _pad_token_id(model))
+            order = best_first if self.settings.thumbnail_order == "score" else raster
+            places = [[order(entry) for entry in own] for own in entries]
         with clock.phase("projection"):
-            features = self.adapter.kept(base, encoded, layouts, places)
-        self.report = Report(self.settings.retention_ratio, self.settings.method, images, clock)
+            outputs = {}
+            for visuals, (output, _), own in zip(found, encoded, places, strict=True):
+                features = visuals.adapter.kept(base, output, visuals.layouts, own)
+                outputs[visuals.adapter.modality] = visuals.adapter.output(features, output)
+        settings = self.settings
+        self.report = Report(settings.retention_ratio, settings.method, in_prompt_order(found, entries), clock)
 
-        new = {name: value for name, value in call.items() if name not in encode}
-        given, original = new.pop("position_ids", None), self.settings.positions == "original"
-        memory = memory_of_call(prompt, given, ids, mask, original)
+        read = {name for visuals in found for name in visuals.arguments}
+        new = {name: value for name, value in call.items() if name not in read}
+        new.pop("position_ids", None)
+        original = self.settings.positions == "original"
+        memory = memory_of_call(prompt, own_given, own_ids, own_mask, original).to(ids.device)
+        prompt = memory.prompt
         for name, fill in ALIGNED.items():
             if new.get(name) is not None:
                 new[name] = prompt.gather(new[name], fill)
@@ -223,9 +231,9 @@ class Compression:
             new["position_ids"] = memory.position_ids
         if original:  # without a mask and a cache, transformers takes gaps in positions for packed sequences
             new["attention_mask"] = memory.attention_mask
-        image = self.adapter.output(features, encoded)
-        image.globalcom2_memory = memory
-        new["mm_encoder_outputs"] = {"image": image}
+        for output in outputs.values():
+            output.globalcom2_memory = memory
+        new["mm_encoder_outputs"] = outputs
         return Short(new, prompt, memory, clock)
 
     def keep(self, views: Views, known_grid: bool = True) -> Keep:
@@ -241,68 +249,65 @@ class Compression:
             settings.exact,
             settings.newlines,
             settings.thumbnail_weight,
+            check=False,
             **settings.options,
         )
 
-    def _arranged(self, tensor: Tensor, layouts: list[Layout]) -> list[Tensor]:
-        """Per image, with the thumbnail first."""
-        parts = tensor.split([layout.views for layout in layouts])
-        return [self.adapter.arrange(part, layout) for part, layout in zip(parts, layouts, strict=True)]
+    def _encode(self, base: Any, visuals: Visuals) -> tuple[Any, list[Tensor]]:
+        """What the encoder returns, and the rows that the tap read meanwhile."""
+        attention = self._attention(base)
+        read = tap.reader(self.score, visuals.adapter.cls_index)
+        with tap.record(attention, read) as recording:
+            encoded = visuals.adapter.encode(base, visuals.arguments)
+        if attention is not None and not recording.rows:
+            raise UnsupportedModelError(
+                f"layer {self.settings.layer} of the vision tower must run when the tower does, got nothing from its tap."
+            )
+        return encoded, recording.rows
 
     def _attention(self, base: Any) -> torch.nn.Module | None:
         """What to tap; nothing where scores do not come from attention."""
         return None if self.score == "similarity" else self.adapter.attention(base, self.settings.layer)
 
-    def _scores(self, base: Any, encoded: Any, rows: list[Tensor]) -> Tensor:
-        """Token scores (views, tokens), in the tower's order of views."""
+    def _scores(self, base: Any, encoded: Any, rows: list[Tensor], visuals: Visuals) -> Tensor:
+        """Scores (tokens,) of all views end to end, in the tower's order."""
         if self.score != "similarity":
-            return self.adapter.scores(base, torch.cat(rows))
-        features = self.adapter.tower_features(base, encoded).float()
-        return -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)
+            return visuals.adapter.all_scores(base, rows, visuals.layouts)
+        views = [view.float() for view in _features(base, encoded, visuals)]
+        return torch.cat([-torch.cosine_similarity(x, x.mean(-2, keepdim=True), dim=-1).flatten() for x in views])
 
-    def _select(
-        self,
-        base: Any,
-        encoded: Any,
-        scores: Tensor,
-        layouts: list[Layout],
-        rows: list[int],
-        shown: tuple[Tensor, ...] | None,
-    ) -> list[ImageReport]:
-        """Select for all images of one layout in one go; entries in prompt order.
-
-        `shown` tells per image which of its places the caller's mask shows; a masked one is dropped.
-        """
-        settings = self.settings
-        views = self._arranged(scores, layouts)
+    def _select(self, base: Any, encoded: Any, rows: list[Tensor], visuals: Visuals) -> list[Group]:
+        """Select for all images, or videos, of one layout in one go."""
+        settings, layouts, adapter = self.settings, visuals.layouts, visuals.adapter
+        parts = _parts(self._scores(base, encoded, rows, visuals), visuals)
+        guidance = adapter.guidance(base, encoded, layouts)
         features = None
         if get_method(settings.method).needs_features:
-            features = self._arranged(self.adapter.tower_features(base, encoded), layouts)
-        images: dict[int, ImageReport] = {}
+            if any(layout.thumbnail_grid != layout.token_grid for layout in layouts):
+                raise InputError(
+                    "method must be one that reads scores alone, since this model's thumbnail has a token grid of its "
+                    f"own, got {settings.method!r}, which compares features."
+                )
+            flat = torch.cat([view.flatten(0, -2) for view in _features(base, encoded, visuals)])
+            features = [torch.cat([first[None], others]) for first, others in _parts(flat, visuals)]
+        groups = []
         for layout in dict.fromkeys(layouts):
             members = [i for i, other in enumerate(layouts) if other is layout]
-            stacked = torch.stack([views[i] for i in members])
-            batch = Views(
-                stacked[:, 1:],
+            thumbnails, crops = (torch.stack(tensors) for tensors in zip(*(parts[i] for i in members), strict=True))
+            views = Views(
+                crops,
                 layout.valid,
                 layout.grid,
                 None if features is None else torch.stack([features[i] for i in members]),
-                stacked[:, 0],
+                thumbnails if layout.thumbnail else None,
                 layout.token_grid,
                 layout.lines,
                 self.score,
+                layout.thumbnail_grid,
+                None if guidance is None else torch.stack([guidance[i] for i in members]),
             )
-            keep = self.keep(batch, layout.known_grid)
-            flat = torch.cat(
-                [keep.thumbnail, keep.crops.flatten(1), *([] if keep.newlines is None else [keep.newlines])], 1
-            )
-            slots = layout.slots.to(flat.device)
-            kept = flat[:, slots.clamp(min=0)] & (slots >= 0)
-            for n, i in enumerate(members):
-                own = Keep(keep.thumbnail[n], keep.crops[n], None if keep.newlines is None else keep.newlines[n])
-                seen = kept[n] if shown is None else kept[n] & shown[i].to(kept.device)
-                images[i] = ImageReport(rows[i], layout, own, stacked[n, 0], seen)
-        return [images[i] for i in range(len(layouts))]
+            groups.append(Group(layout, members, views, thumbnails, self.keep(views, layout.known_grid)))
+        return groups
 
 
 @dataclass
@@ -315,42 +320,16 @@ class Short:
     clock: Clock
 
 
-def _raster(image: ImageReport) -> Tensor:
-    """Kept places of one image, in the order of the full prompt."""
-    return image.kept.nonzero().flatten()
+def _features(base: Any, encoded: Any, visuals: Visuals) -> list[Tensor]:
+    """Features (..., tokens, dim) of all views, in the tower's order."""
+    features = visuals.adapter.tower_features(base, encoded)
+    return features if isinstance(features, list) else [features]
 
 
-def _best_first(image: ImageReport) -> Tensor:
-    """Kept places of one image, those of the thumbnail ordered by score as the published code does."""
-    slots, tokens = image.layout.slots.to(image.kept.device), image.layout.tokens
-    place = torch.arange(len(slots), device=slots.device)
-    in_thumbnail = (slots >= 0) & (slots < tokens)
-    thumbnail = place[in_thumbnail]
-    best = thumbnail[image.thumbnail_scores[slots[thumbnail]].argsort(descending=True, stable=True)]
-    # The thumbnail's stretch of the run stays where it is and is filled best first.
-    order = place.masked_scatter(in_thumbnail, best)
-    return order[image.kept[order]]
-
-
-def _rows_of_images(placeholder: Tensor, layouts: list[Layout]) -> list[int]:
-    """Which prompt of the batch each image belongs to; raises if prompts and images do not fit."""
-    counts = placeholder.sum(1).tolist()
-    rows, row, left = [], 0, counts[0] if counts else 0
-    expected = [len(layout.slots) for layout in layouts]
-    for size in expected:
-        while left == 0 and row + 1 < len(counts):
-            row += 1
-            left = counts[row]
-        if left < size:
-            break
-        left -= size
-        rows.append(row)
-    if len(rows) != len(layouts) or left or any(counts[row + 1 :]):
-        raise InputError(
-            f"input_ids must hold {expected} image placeholders for the {len(layouts)} images of this call, got {counts} "
-            "per prompt. Build prompts and images with one call of the processor, with one image tag per image."
-        )
-    return rows
+def _parts(tokens: Tensor, visuals: Visuals) -> list[tuple[Tensor, Tensor]]:
+    """Thumbnail and crops of each image, or pooled clip and frames of each video."""
+    images = tokens.split([layout.tower_tokens for layout in visuals.layouts])
+    return [visuals.adapter.parts(own, layout) for own, layout in zip(images, visuals.layouts, strict=True)]
 
 
 def _pad_token_id(model: Any) -> int:

@@ -88,7 +88,7 @@ def estimate_costs(
     text, vision = config.get_text_config(), config.vision_config
     adapter = load_adapter(config.model_type)
     layout = adapter.layout(config, height, width)
-    everything = layout.views * layout.tokens
+    everything = layout.tower_tokens
     tower = costs.tower_flops(vision, layout.views, adapter.cls_index is not None)
     projector = costs.projector_flops(vision, text, everything)
 

@@ -37,10 +37,10 @@ _FAMILIES = {
         ),
         Family(
             "llava_next_video",
-            "globalcom2.adapters.llava_next:LlavaNextVideoAdapter",
-            "[CLS] row of the last layer of the CLIP tower; images only",
-            "first",
-            "random weights",
+            "globalcom2.adapters.llava_next_video:LlavaNextVideoAdapter",
+            "[CLS] row of the last layer of the CLIP tower, in videos the mean over a token's patches",
+            "first; of a video, the pooled clip guides and is not read",
+            "random weights; videos as tensors, their processor needs torchvision",
             "exact, newlines included",
         ),
         Family(
@@ -54,9 +54,9 @@ _FAMILIES = {
         Family(
             "llava_onevision",
             "globalcom2.adapters.llava_onevision:LlavaOnevisionAdapter",
-            "minus cosine to the mean of the view (SigLIP tower without [CLS]); images only",
-            "first",
-            "random weights",
+            "minus cosine to the mean of the view (SigLIP tower without [CLS])",
+            "first; of a video, the pooled clip guides and is not read",
+            "random weights; videos as tensors, their processor needs torchvision",
             "exact, newlines included; several images in a prompt have no crops",
         ),
         Family(
@@ -131,6 +131,30 @@ _FAMILIES = {
             "random weights with the real processor; one page per prompt",
             "exact; grid from the pixels, equal crops where these do not tell",
         ),
+        Family(
+            "lfm2_vl",
+            "globalcom2.adapters.lfm2_vl:Lfm2VlAdapter",
+            "similarity of projected features (SigLIP 2 tower without [CLS])",
+            "last, with its own token grid",
+            "random weights; the real processor around a stand-in for its image processor (needs torchvision)",
+            "exact; tags between views stay and are not counted; grid from the tags",
+        ),
+        Family(
+            "minicpmv4_6",
+            "globalcom2.adapters.minicpmv4_6:MiniCPMV46Adapter",
+            "similarity of projected features (SigLIP tower without [CLS])",
+            "first, with its own token grid",
+            "random weights; videos not",
+            "exact; tags between views stay and are not counted; grid from the tags",
+        ),
+        Family(
+            "step3p7",
+            "globalcom2.adapters.step3p7:Step3p7Adapter",
+            "similarity of projected features (its own tower, without [CLS])",
+            "last, with its own token grid",
+            "random weights; the real processor around a stand-in for its image processor (needs torchvision)",
+            "exact; tags between views stay and are not counted; grid from the tags",
+        ),
     )
 }
 
@@ -139,18 +163,15 @@ UNSUPPORTED = {
     "gemma3": "pan-and-scan crops do not tile the image, and text stands between them",
     "gemma3n": "it has no crops",
     "idefics2": "its tokens are latents of a resampler, which have no place in the image",
-    "lfm2_vl": "the thumbnail has a token grid of its own, which views do not know yet",
-    "minicpmv4_6": "every slice has a token grid of its own, which views do not know yet",
-    "minicpmv4_7": "every slice has a token grid of its own, which views do not know yet",
+    "minicpmv4_7": "positions of its tokens follow from all views of an image together, so dropping some moves the rest",
     "mllama": "it reads images by cross-attention: there are no visual tokens in the prompt, and no thumbnail",
     "molmo2": "overlapping crops are stitched into one map before tokens are pooled",
-    "perception_lm": "its tower is not a transformers model, so nothing can be tapped; not built yet",
+    "perception_lm": "its tower is a timm model, which was not at hand, and nothing tells its grid; not built yet",
     "phi4_multimodal": "its forward takes no encoder output and merges images in a way of its own",
     "qwen2_vl": "images keep their resolution: no thumbnail, no crops",
     "qwen2_5_vl": "images keep their resolution: no thumbnail, no crops",
     "qwen3_vl": "images keep their resolution: no thumbnail, no crops",
-    "step3p7": "crops and thumbnail have different numbers of tokens; not built yet",
-    "unlimited_ocr": "crops and thumbnail have different numbers of tokens; not built yet",
+    "unlimited_ocr": "lines of the thumbnail end with newlines too, and a separator follows, which no budget knows yet",
 }
 """Families that cut images or look as if they did, and why the method does not fit, or not yet."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from globalcom2.errors import InputError
-from globalcom2.prompt import ShortPrompt, original_positions
+from globalcom2.prompt import PIXELS, ShortPrompt, original_positions
 
 ATTRIBUTE = "_globalcom2_memory"
 
@@ -39,6 +39,12 @@ class Memory:
     def short(self) -> int:
         """Length of the short prompt."""
         return self.attention_mask.shape[1]
+
+    def to(self, device: torch.device) -> Memory:
+        """The same on a device, without waiting for it."""
+        names = ("attention_mask", "position_ids", "dropped")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, prompt=self.prompt.to(device), **moved)
 
     def continued_prompt(self, call: dict[str, Any]) -> dict[str, Any]:
         """A call of `generate` with the whole conversation in ids and mask, mapped to the short prompt."""
@@ -176,8 +182,9 @@ def _fingerprint(cache: Any, short: int) -> Tensor | None:
 
 
 def _refuse_images(call: dict[str, Any]) -> None:
-    if call.get("pixel_values") is not None:
-        raise InputError(
-            "pixel_values must not be given when a compressed cache is continued, got new images. "
-            "Start from the whole conversation without past_key_values."
-        )
+    for name in PIXELS:
+        if call.get(name) is not None:
+            raise InputError(
+                f"{name} must not be given when a compressed cache is continued, got new images or videos. "
+                "Start from the whole conversation without past_key_values."
+            )

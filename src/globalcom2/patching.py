@@ -17,6 +17,7 @@ from globalcom2.adapters import tap
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.generating import Expand, Generate, running
 from globalcom2.memory import recall, remember
+from globalcom2.prompt import PIXELS
 
 if TYPE_CHECKING:
     from globalcom2.compression import Compression
@@ -140,7 +141,7 @@ class Shorten:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         compression = self.state.active
-        if compression is None or (id(model) in running.get() and kwargs.get("pixel_values") is None):
+        if compression is None or (id(model) in running.get() and all(kwargs.get(name) is None for name in PIXELS)):
             return None
         names = list(inspect.signature(type(model).forward).parameters)[1:]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -159,7 +160,8 @@ class Remember:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        memory = getattr(image, "globalcom2_memory", None)
-        if memory is not None:
-            remember(getattr(output, "past_key_values", None), memory)
+        for encoded in (kwargs.get("mm_encoder_outputs") or {}).values():
+            memory = getattr(encoded, "globalcom2_memory", None)
+            if memory is not None:
+                remember(getattr(output, "past_key_values", None), memory)
+                return

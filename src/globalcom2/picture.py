@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from globalcom2.errors import InputError
 from globalcom2.report import ImageReport
 
 if TYPE_CHECKING:
@@ -32,13 +33,22 @@ def draw_picture(
 
     Returns:
         The matplotlib figure.
+
+    Raises:
+        InputError: The entry is that of a video.
     """
+    if entry.thumbnail_ratio is None:
+        raise InputError(
+            "entry must be of an image, got one of a video, which has no thumbnail to draw. Its frames are rows of "
+            "entry.keep.crops."
+        )
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - heavy, and only needed here
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     image = image.convert("RGB")
     (rows, cols), (height, width) = entry.grid, entry.layout.token_grid
     wide = (cols * width) / max(rows * height, 1) if rows else 1.0
+    height, width = entry.layout.thumbnail_grid
     figure = Figure(figsize=(4.6 + 4.6 * min(max(wide, 0.5), 2.0), 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(

@@ -14,6 +14,9 @@ ALIGNED = {
     "mm_token_type_ids": 0,
 }
 
+# Keyword arguments with what a vision tower reads.
+PIXELS = ("pixel_values", "pixel_values_videos")
+
 
 @dataclass(frozen=True)
 class ShortPrompt:
@@ -28,32 +31,35 @@ class ShortPrompt:
     real: Tensor
     """bool (batch, short): False on padding."""
 
+    def to(self, device: torch.device) -> ShortPrompt:
+        """The same on a device, without waiting for it."""
+        mask = self.attention_mask
+        moved = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.index, self.real))
+        ids, index, real = moved
+        return ShortPrompt(ids, None if mask is None else mask.to(device, non_blocking=True), index, real)
+
     def gather(self, tensor: Tensor, fill: int) -> Tensor:
         """Cut a tensor (..., batch, long) aligned with the caller's prompt."""
         index = self.index.to(tensor.device).expand(*tensor.shape[:-1], -1)
         return tensor.gather(-1, index).masked_fill(~self.real.to(tensor.device), fill)
 
 
-def shorten(
-    input_ids: Tensor, attention_mask: Tensor | None, placeholder: Tensor, keep: Tensor, pad_token_id: int
-) -> ShortPrompt:
-    """Drop the placeholders that are not kept.
+def shorten(input_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor, pad_token_id: int) -> ShortPrompt:
+    """Drop the tokens that are not wanted, and padding.
 
     Args:
         input_ids: (batch, long).
         attention_mask: (batch, long) or None for no padding.
-        placeholder: bool (batch, long).
-        keep: bool (placeholders,), in row-major order over the batch.
+        wanted: bool (batch, long).
         pad_token_id: What to fill padding with.
 
     Returns:
         The batch, padded on the side on which the caller's was (left if it had no padding).
     """
-    wanted = torch.ones_like(placeholder).masked_scatter(placeholder, keep.to(placeholder.device))
     right_padded = False
     if attention_mask is not None:
         present = attention_mask.to(wanted.device).bool()
-        wanted &= present
+        wanted = wanted & present
         right_padded = bool((present[:, 0].all() & ~present[:, -1].all()).item())
     lengths = wanted.sum(1)
     length = int(lengths.max())

@@ -1,4 +1,4 @@
-"""What happened in a compressed call: one entry per image, and where the time went."""
+"""What happened in a compressed call: one entry per image or video, and where the time went."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from globalcom2.selection import Keep
 
 @dataclass(frozen=True, eq=False)
 class ImageReport:
-    """One image of a call. Tensors stay on the model's device until they are looked at."""
+    """One image or video of a call. Tensors stay on the model's device until they are looked at.
+
+    A video's crops are its frames. Its thumbnail is the pooled clip, of which nothing is kept.
+    """
 
     row: int
     """The prompt of the batch that the image belongs to."""
@@ -28,10 +31,12 @@ class ImageReport:
     """float (tokens,)."""
     kept: Tensor
     """bool (placeholders,): which of the image's places in the prompt stayed."""
+    modality: str = "image"
+    """"image" or "video"."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, cols) of the crops."""
+        """(rows, cols) of the crops; (1, frames) of a video."""
         return self.layout.grid
 
     @property
@@ -45,24 +50,25 @@ class ImageReport:
         return int(self.kept.sum())
 
     @cached_property
-    def thumbnail_ratio(self) -> float:
-        """Fraction of the thumbnail's tokens that stayed."""
-        return float(self.keep.thumbnail.float().mean())
+    def thumbnail_ratio(self) -> float | None:
+        """Fraction of the thumbnail's tokens that stayed; None for a video."""
+        return float(self.keep.thumbnail.float().mean()) if self.layout.thumbnail else None
 
     @cached_property
     def crop_ratios(self) -> list[float]:
-        """Per crop, row-major: the fraction of its valid tokens that stayed."""
+        """Per crop, row-major, or per frame: the fraction of its valid tokens that stayed."""
         valid = self.layout.valid.sum(1)
         return [float(k) / max(int(v), 1) for k, v in zip(self.keep.crops.sum(1).tolist(), valid.tolist(), strict=True)]
 
     @property
     def thumbnail_map(self) -> Tensor:
         """The thumbnail's scores as a map, float (height, width)."""
-        return self.thumbnail_scores.float().cpu().view(self.layout.token_grid)
+        return self.thumbnail_scores.float().cpu().view(self.layout.thumbnail_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
         return {
+            "modality": self.modality,
             "row": self.row,
             "grid": list(self.grid),
             "tokens_before": self.tokens_before,
@@ -73,7 +79,7 @@ class ImageReport:
 
 
 class Report(Sequence[ImageReport]):
-    """A call's images in prompt order, with its times. Empty if nothing was compressed."""
+    """A call's images and videos in prompt order, with its times. Empty if nothing was compressed."""
 
     def __init__(
         self, retention_ratio: float, method: str, images: Sequence[ImageReport] = (), clock: Clock | None = None
@@ -94,17 +100,19 @@ class Report(Sequence[ImageReport]):
         return len(self.images)
 
     def __repr__(self) -> str:
+        videos = sum(entry.modality == "video" for entry in self)
+        entries = f"{len(self) - videos} images" + (f", {videos} videos" if videos else "")
         counts = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
-        return f"Report({self.method!r}, retention_ratio={self.retention_ratio:g}, {len(self)} images, {counts})"
+        return f"Report({self.method!r}, retention_ratio={self.retention_ratio:g}, {entries}, {counts})"
 
     @property
     def tokens_before(self) -> int:
-        """Visual tokens of all images, uncompressed."""
+        """Visual tokens of all images and videos, uncompressed."""
         return sum(image.tokens_before for image in self)
 
     @property
     def tokens_after(self) -> int:
-        """Visual tokens of all images that the language model read."""
+        """Visual tokens of all images and videos that the language model read."""
         return sum(image.tokens_after for image in self)
 
     @property

@@ -34,7 +34,7 @@ class Keep:
 
 def budget_of(views: Views, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0) -> Budget:
     """The exact budget of one image: from shapes, `valid` and the ratio only."""
-    thumbnail = 0 if views.thumbnail_scores is None else views.tokens
+    thumbnail = 0 if views.thumbnail_scores is None else views.thumbnail_tokens
     lines = 0 if newlines == "all" else views.line_count
     return keep_counts(retention_ratio, thumbnail, views.valid_count, lines, thumbnail_weight)
 
@@ -47,6 +47,7 @@ def select(
     exact: bool = True,
     newlines: str | None = None,
     thumbnail_weight: float = 1.0,
+    check: bool = True,
     **options: Any,
 ) -> Keep:
     """Choose the tokens that survive.
@@ -63,6 +64,8 @@ def select(
             keeps its newline and none is counted, as in the published code. Default: "counted" if `exact`, else "all".
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
             budget. Needs `exact`.
+        check: Whether to look for values that are not finite, which makes a host wait for its device. Without it, such
+            values keep an arbitrary set; `all_finite` and `require_finite` are the two halves.
         **options: Options of the method, see its docstring.
 
     Returns:
@@ -87,10 +90,11 @@ def select(
     check_options(chosen, options)
     batched = views.scores.ndim == 3
     views = views if batched else _with_batch_axis(views)
-    _check_finite(views)
+    if check and not bool(all_finite(views)):
+        require_finite(views)
     ranking: Ranking = chosen.load()(views, ratio, **options)
 
-    lines = None if views.lines is None else views.lines.to(views.scores.device)
+    lines = None if views.lines is None else views.lines.to(views.scores.device, non_blocking=True)
     valid = views.valid_mask
     batch = views.scores.shape[0]
     kept_newlines = None
@@ -127,23 +131,29 @@ def check_thumbnail_weight(weight: float, exact: bool) -> None:
 
 def _with_batch_axis(views: Views) -> Views:
     lifted = copy.copy(views)  # checked already
-    for name in ("scores", "features", "thumbnail_scores"):
+    for name in ("scores", "features", "thumbnail_scores", "guidance"):
         tensor = getattr(views, name)
         object.__setattr__(lifted, name, None if tensor is None else tensor[None])
     return lifted
 
 
-def _check_finite(views: Views) -> None:
-    tensors = [("scores", views.scores), ("thumbnail_scores", views.thumbnail_scores)]
-    # A sum is finite only if all its terms are: one cheap look, and one synchronisation, in the ordinary case.
-    if bool(sum(tensor.double().sum() for _, tensor in tensors if tensor is not None).isfinite()):  # type: ignore[union-attr]
-        return
-    for name, tensor in tensors:
-        if tensor is None:
-            continue
-        wrong = ~tensor.isfinite() & (views.valid_mask if name == "scores" else True)
+def all_finite(views: Views) -> Tensor:
+    """Whether all values are finite, bool () on their device; a sum that overflows counts as not finite."""
+    tensors = [tensor for _, tensor in _values(views)]
+    return sum(tensor.double().sum() for tensor in tensors).isfinite()  # type: ignore[union-attr]
+
+
+def require_finite(views: Views) -> None:
+    """Raise `DataError` for values that are not finite, padding aside."""
+    for name, tensor in _values(views):
+        wrong = ~tensor.isfinite() & (True if name == "thumbnail_scores" else views.valid_mask)
         if wrong.any():
             raise DataError(
                 f"{name} must be finite, got {int(wrong.sum())} NaN or infinite values. "
                 "Check the vision tower's output; half precision overflows in some towers, try bfloat16 or float32."
             )
+
+
+def _values(views: Views) -> list[tuple[str, Tensor]]:
+    named = [("scores", views.scores), ("thumbnail_scores", views.thumbnail_scores), ("guidance", views.guidance)]
+    return [(name, tensor) for name, tensor in named if tensor is not None]

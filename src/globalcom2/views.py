@@ -11,7 +11,7 @@ from torch import Tensor
 
 from globalcom2.errors import InputError
 
-SCORE_TYPES = ("logits", "attention", "received", "similarity")
+SCORE_TYPES = ("logits", "attention", "mean_query", "received", "similarity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,12 @@ class Views:
         lines: int (crops, tokens), for packings that end every line of the stitched crops with a newline token: the
             line that a token stands on, -1 on padding. None: the packing has no newlines.
         score_type: What the scores are: "logits" (pre-softmax, may be negative), "attention" (softmaxed, one view sums
-            to at most one), "received" (attention from all tokens, sums to one too) or "similarity" (minus the cosine
-            to the view's mean). Selectors take their temperature
-            from it.
+            to at most one), "mean_query" (logits of the mean query), "received" (attention from all tokens, sums to one
+            too) or "similarity" (minus the cosine to the view's mean). Selectors take their temperature from it.
+        thumbnail_grid: (height, width) of the thumbnail's tokens, where it has others than the crops. Default:
+            `token_grid`.
+        guidance: float (crops, tokens), for views without a thumbnail to keep: what a commander thinks of every crop
+            token. Of a video, where crops are frames: how little the token resembles the pooled clip.
 
     Raises:
         InputError: Shapes that do not fit together.
@@ -47,6 +50,8 @@ class Views:
     token_grid: tuple[int, int] | None = None
     lines: Tensor | None = None
     score_type: str = "logits"
+    thumbnail_grid: tuple[int, int] | None = None
+    guidance: Tensor | None = None
 
     def __post_init__(self) -> None:
         scores = self.scores
@@ -65,13 +70,26 @@ class Views:
                 f"{self.token_grid!r}. A view that is not square needs it."
             )
         object.__setattr__(self, "token_grid", (int(token_grid[0]), int(token_grid[1])))
+        thumbnail_grid = self.thumbnail_grid if self.thumbnail_grid is not None else token_grid
+        if not _is_size(thumbnail_grid):
+            raise InputError(f"thumbnail_grid must be (height, width) in tokens, got {self.thumbnail_grid!r}.")
+        object.__setattr__(self, "thumbnail_grid", (int(thumbnail_grid[0]), int(thumbnail_grid[1])))
         if self.thumbnail_scores is None and crops == 0:
             raise InputError(
                 "thumbnail_scores must be given for an image without crops, got None: there is no view to keep."
             )
-        _check("thumbnail_scores", self.thumbnail_scores, (*batch, tokens), "float")
+        cure = "A thumbnail with tokens of its own needs thumbnail_grid=(height, width)."
+        _check("thumbnail_scores", self.thumbnail_scores, (*batch, self.thumbnail_tokens), "float", cure)
+        _check("guidance", self.guidance, (*batch, crops, tokens), "float")
+        if self.guidance is not None and self.thumbnail_scores is not None:
+            raise InputError("guidance must be None where thumbnail_scores guide, got both. Give one of them.")
         _check("valid", self.valid, (crops, tokens), "bool")
         _check("lines", self.lines, (crops, tokens), "int")
+        if self.features is not None and self.thumbnail_grid != self.token_grid:
+            raise InputError(
+                f"features must be None where the thumbnail has a token grid of its own ({self.thumbnail_grid} and "
+                f"{self.token_grid} for crops), got {_describe(self.features)}. Use a method that reads scores alone."
+            )
         if self.features is not None:
             dim = self.features.shape[-1] if isinstance(self.features, Tensor) and self.features.ndim else 0
             _check("features", self.features, (*batch, 1 + crops, tokens, dim), "float", "Thumbnail first.")
@@ -90,15 +108,21 @@ class Views:
 
     @property
     def tokens(self) -> int:
-        """Tokens per view."""
+        """Tokens per crop."""
         return self.scores.shape[-1]
+
+    @property
+    def thumbnail_tokens(self) -> int:
+        """Tokens of the thumbnail, if the image has one."""
+        height, width = self.thumbnail_grid  # type: ignore[misc]
+        return height * width
 
     @cached_property
     def valid_mask(self) -> Tensor:
         """`valid` with its default filled in, bool (crops, tokens), on the scores' device."""
         if self.valid is None:
             return torch.ones(self.crops, self.tokens, dtype=torch.bool, device=self.scores.device)
-        return self.valid.to(self.scores.device)
+        return self.valid.to(self.scores.device, non_blocking=True)
 
     @cached_property
     def valid_count(self) -> int:

@@ -30,6 +30,7 @@ class Layout:
     grid: tuple[int, int]
     """(rows, cols) of the crops; (0, 0) for an image without crops."""
     token_grid: tuple[int, int]
+    """(height, width) of a crop's tokens; the thumbnail's too unless `thumbnail_grid` says otherwise."""
     valid: Tensor
     """bool (crops, tokens)."""
     lines: Tensor | None
@@ -40,16 +41,34 @@ class Layout:
     dropped (strips of under one token's width)."""
     known_grid: bool = True
     """False where nothing tells how the crops lie: `grid` is (1, crops) then, and all crops get the same ratio."""
+    thumbnail_grid: tuple[int, int] = ()  # type: ignore[assignment]
+    """(height, width) of the thumbnail's tokens. Default: `token_grid`."""
+    thumbnail: bool = True
+    """False for a video: its pooled clip guides, but the language model reads frames alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "thumbnail_grid", self.thumbnail_grid or self.token_grid)
 
     @property
     def views(self) -> int:
         """Passes of the vision tower."""
-        return 1 + self.grid[0] * self.grid[1]
+        return self.thumbnail + self.grid[0] * self.grid[1]
 
     @property
     def tokens(self) -> int:
-        """Tokens per view."""
+        """Tokens per crop."""
         return self.token_grid[0] * self.token_grid[1]
+
+    @property
+    def thumbnail_tokens(self) -> int:
+        """Tokens of the thumbnail, where there is one to keep."""
+        return self.thumbnail_grid[0] * self.thumbnail_grid[1] if self.thumbnail else 0
+
+    @property
+    def tower_tokens(self) -> int:
+        """Tokens of all views together, padding included."""
+        crops = self.grid[0] * self.grid[1]
+        return (self.views - crops) * self.thumbnail_tokens + crops * self.tokens
 
     @property
     def line_count(self) -> int:
@@ -59,18 +78,26 @@ class Layout:
 
 @lru_cache(maxsize=4096)
 def unpacked(
-    grid: tuple[int, int], token_grid: tuple[int, int], *, thumbnail_last: bool, known_grid: bool = True
+    grid: tuple[int, int],
+    token_grid: tuple[int, int],
+    *,
+    thumbnail_last: bool,
+    known_grid: bool = True,
+    thumbnail_grid: tuple[int, int] | None = None,
 ) -> Layout:
     """The layout of whole views one after another, crops row by row, without newlines and padding."""
     crops, tokens = grid[0] * grid[1], token_grid[0] * token_grid[1]
-    places = torch.arange((1 + crops) * tokens)
+    thumbnail_grid = thumbnail_grid or token_grid
+    thumbnail = thumbnail_grid[0] * thumbnail_grid[1]
+    places = torch.arange(thumbnail + crops * tokens)
     return Layout(
         grid=grid,
         token_grid=token_grid,
         valid=torch.ones(crops, tokens, dtype=torch.bool),
         lines=None,
-        slots=places.roll(-tokens) if thumbnail_last else places,
+        slots=places.roll(-thumbnail) if thumbnail_last else places,
         known_grid=known_grid,
+        thumbnail_grid=thumbnail_grid,
     )
 
 
@@ -93,7 +120,7 @@ def kept_places(
         return len(layout.slots)
     counted = 0 if newlines == "all" else layout.line_count
     valid = int(layout.valid.sum())
-    budget = keep_counts(retention_ratio, layout.tokens, valid, counted, thumbnail_weight)
+    budget = keep_counts(retention_ratio, layout.thumbnail_tokens, valid, counted, thumbnail_weight)
     if newlines == "none":
         return budget.thumbnail + min(budget.crops, valid)
     return budget.total + layout.line_count - counted
@@ -102,6 +129,10 @@ def kept_places(
 class Adapter(ABC):
     """Glue to one model family. Stateless; `base` is the model that has `get_image_features`."""
 
+    modality: str = "image"
+    """Names the placeholder (`image_token_id`), the encoder (`get_image_features`) and where its output goes."""
+    pixels: str = "pixel_values"
+    """The call's keyword argument that the encoder reads."""
     cls_index: int | None = 0
     """Where the [CLS] token stands in the tower's sequence; None for a tower without one."""
     default_score: str = "logits"
@@ -138,21 +169,41 @@ class Adapter(ABC):
         cls = self.cls_index
         return rows if cls is None else torch.cat([rows[:, :cls], rows[:, cls:][:, 1:]], 1)
 
+    def all_scores(self, base: Any, rows: list[Tensor], layouts: list[Layout]) -> Tensor:
+        """`scores` of all views end to end, (tokens,), from the rows that each pass of the tower left."""
+        return self.scores(base, torch.cat(rows)).flatten()
+
+    def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Thumbnail (tokens, ...) and crops (crops, tokens, ...) of one image's tokens, in the tower's order."""
+        views = self.arrange(tokens.unflatten(0, (layout.views, layout.tokens)), layout)
+        return views[0], views[1:]
+
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:
         """What belongs to one image's views, (views, tokens, ...) in the tower's order, with the thumbnail first."""
         return views
 
+    def guidance(self, base: Any, encoded: Any, layouts: list[Layout]) -> list[Tensor] | None:
+        """Per video, `Views.guidance`; None where thumbnails guide."""
+        return None
+
+    def videos(self) -> Adapter | None:
+        """The adapter of the family's videos; None where they are not compressed."""
+        return None
+
     def encode_arguments(self, base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The part of a call's keyword arguments that `get_image_features` takes."""
-        names = inspect.signature(base.get_image_features).parameters
+        """The part of a call's keyword arguments that the encoder takes."""
+        names = inspect.signature(getattr(base, f"get_{self.modality}_features")).parameters
         return {name: inputs[name] for name in names if name != "kwargs" and name in inputs}
 
     def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
         """Run the vision tower once. Whether the result is projected and packed already is the adapter's affair."""
-        return base.get_image_features(**arguments, return_dict=True)
+        return getattr(base, f"get_{self.modality}_features")(**arguments, return_dict=True)
 
-    def tower_features(self, base: Any, encoded: Any) -> Tensor:
-        """Features (views, tokens, dim) to compare tokens by, in the tower's order: one per token that can be kept."""
+    def tower_features(self, base: Any, encoded: Any) -> Tensor | list[Tensor]:
+        """Features (views, tokens, dim) to compare tokens by, in the tower's order: one per token that can be kept.
+
+        Where views differ in size, a list of one (tokens, dim) per view.
+        """
         raise NotImplementedError
 
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
@@ -162,10 +213,10 @@ class Adapter(ABC):
             base: The model that has `get_image_features`.
             encoded: What `encode` returned.
             layouts: One per image.
-            places: Per image, the places of its run that stay, in the order in which they are to be read.
+            places: Per image, on the host, the places of its run that stay, in the order in which they are to be read.
         """
         packed = zip(encoded.pooler_output, places, strict=True)
-        return torch.cat([features[kept.to(features.device)] for features, kept in packed])
+        return torch.cat([features[kept.to(features.device, non_blocking=True)] for features, kept in packed])
 
     def output(self, features: Tensor, encoded: Any) -> Any:
         """`features` (kept, dim) in the container that the model's forward expects of its encoder.

@@ -147,15 +147,15 @@ def image_sizes(call: dict[str, Any], strategy: str) -> list[tuple[int, int]]:
     sizes = sizes.tolist() if hasattr(sizes, "tolist") else list(sizes)
     if not all(isinstance(size, (list, tuple)) and len(size) == 2 for size in sizes):
         raise InputError(f"image_sizes must be (images, 2) heights and widths, got {call['image_sizes']!r:.80}.")
+    check_strategy(call, strategy)
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def check_strategy(call: dict[str, Any], strategy: str) -> None:
+    """Raise if a call asks for another `vision_feature_select_strategy`."""
     given = call.get("vision_feature_select_strategy")
     if given not in (None, strategy):
         raise InputError(f"vision_feature_select_strategy must be {strategy!r} in a compressed call, got {given!r}.")
-    if call.get("pixel_values_videos") is not None:
-        raise InputError(
-            "pixel_values_videos must not come with images in a compressed call, got both. Ask about images and videos "
-            "in two calls, or leave the block."
-        )
-    return [(int(height), int(width)) for height, width in sizes]
 
 
 def check_views(pixels: Tensor, layouts: list[AnyresLayout]) -> None:

@@ -54,7 +54,12 @@ class Granite4VisionAdapter(LlavaNextAdapter):
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
         """Features (kept, levels, dim): one level per entry of `deepstack_features`."""
         levels = [
-            torch.cat([features[kept.to(features.device)] for features, kept in zip(packed, places, strict=True)])
+            torch.cat(
+                [
+                    features[kept.to(features.device, non_blocking=True)]
+                    for features, kept in zip(packed, places, strict=True)
+                ]
+            )
             for _, packed in encoded.deepstack_features
         ]
         return torch.stack(levels, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from globalcom2.adapters.tagged import Gaps, Grid, TaggedAdapter, by_image, grid_of
 from globalcom2.errors import InputError
@@ -62,6 +63,10 @@ class Idefics3Adapter(TaggedAdapter):
         tokens = encoded.last_hidden_state.shape[1] // self.factor(base) ** 2
         features: Tensor = self.flat(base, encoded).unflatten(0, (-1, tokens))
         return features
+
+    def output(self, features: Tensor, encoded: Any) -> Any:
+        """A tensor of blocks of one token, which every version of transformers takes."""
+        return BaseModelOutputWithPooling(pooler_output=features[:, None])
 
 
 def _grid(breaks: Gaps) -> Grid:

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6) and the images of LLaVA-NeXT-Video: CLIP tower with [CLS], packing of `anyres`."""
+"""LLaVA-NeXT (1.6): CLIP tower with [CLS], packing of `anyres`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
-from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoModel
 
 from globalcom2.adapters import Adapter, Layout, layer_of
 from globalcom2.adapters.anyres import AnyresLayout, check_views, image_sizes, layout_of, packing_of
@@ -64,8 +63,11 @@ class LlavaNextAdapter(Adapter):
         if pixels.ndim == 5:
             layouts = self.layouts(base, arguments)
             pixels = torch.cat([image[: layout.views] for image, layout in zip(pixels, layouts, strict=True)])
+        return self.tower_output(base, pixels, arguments.get("vision_feature_layer"))
+
+    def tower_output(self, base: Any, pixels: Tensor, layer: int | list[int] | None) -> Tensor:
+        """The layers that the projector reads, without [CLS], (views, tokens, dim)."""
         hidden = base.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
-        layer = arguments.get("vision_feature_layer")
         layer = base.config.vision_feature_layer if layer is None else layer
         return torch.cat([hidden[i][:, 1:] for i in ([layer] if isinstance(layer, int) else layer)], -1)
 
@@ -77,19 +79,14 @@ class LlavaNextAdapter(Adapter):
         """The projector works on the tokens that stay and on no others."""
         first, slots = 0, []
         for layout, kept in zip(layouts, places, strict=True):
-            own = layout.slots.to(kept.device)[kept]
+            own = layout.slots[kept]
             count = layout.views * layout.tokens
             slots.append(torch.where(own < count, own + first, -1))
             first += count
-        index = torch.cat(slots).to(encoded.device)
+        index = torch.cat(slots)
         token = index >= 0
-        projected = base.multi_modal_projector(encoded.flatten(0, 1)[index[token]])
+        kept = index[token].to(encoded.device, non_blocking=True)
+        projected = base.multi_modal_projector(encoded.flatten(0, 1)[kept])
         newlines = base.image_newline.to(projected).expand(len(index), -1)
-        features: Tensor = newlines.masked_scatter(token.to(projected.device)[:, None], projected)
+        features: Tensor = newlines.masked_scatter(token.to(projected.device, non_blocking=True)[:, None], projected)
         return features
-
-
-class LlavaNextVideoAdapter(LlavaNextAdapter):
-    """Adapter of `llava_next_video`: images as in `llava_next`; calls with videos alone pass through."""
-
-    model = LlavaNextVideoModel

@@ -1,7 +1,11 @@
-"""LLaVA-OneVision: SigLIP tower without [CLS], packing of `anyres_max_N`; several images in a prompt have no crops."""
+"""LLaVA-OneVision: SigLIP tower without [CLS], packing of `anyres_max_N`; several images in a prompt have no crops.
+
+Frames of a video are shrunk to half their side after the projector, and a newline ends the video.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -12,6 +16,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 from globalcom2.adapters import Adapter, Layout
 from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
 from globalcom2.adapters.llava_next import LlavaNextAdapter
+from globalcom2.adapters.videos import VideosAdapter
 from globalcom2.errors import GlobalCom2Error, InputError, UnsupportedModelError
 
 
@@ -35,6 +40,9 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         super().check(base)
         _check_aspect(base.config.vision_aspect_ratio, UnsupportedModelError)
 
+    def videos(self) -> Adapter:  # noqa: D102
+        return LlavaOnevisionVideosAdapter()
+
     def layouts_of_sizes(self, config: Any, call: dict[str, Any], sizes: list[tuple[int, int]]) -> list[AnyresLayout]:  # noqa: D102
         aspect = call.get("vision_aspect_ratio")
         aspect = config.vision_aspect_ratio if aspect is None else aspect
@@ -55,15 +63,36 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         mixture = layout.mixture if isinstance(layout, AnyresLayout) else None
         if mixture is None:
             return views
-        token, corners, shares = (part.to(views.device) for part in mixture)
+        token, corners, shares = (part.to(views.device, non_blocking=True) for part in mixture)
         flat = views.flatten(0, 1)
         shares = shares.to(views.dtype).unflatten(1, (4, *[1] * (flat.ndim - 1)))
         mixed = sum(flat[corners[:, i]] * shares[:, i] for i in range(4))
         return flat.index_copy(0, token, mixed).view_as(views)
 
     def tower_features(self, base: Any, encoded: Any) -> Tensor:
-        """The layers that the projector reads: the only ones that the model captured."""
-        return torch.cat([hidden for hidden in encoded.hidden_states if hidden is not None], -1)
+        """The layers that the projector reads."""
+        hidden = encoded.hidden_states
+        if all(layer is not None for layer in hidden):  # before 5.20, transformers captures all
+            layers = base.config.vision_feature_layer
+            hidden = [hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+        return torch.cat([layer for layer in hidden if layer is not None], -1)
+
+
+class LlavaOnevisionVideosAdapter(VideosAdapter, LlavaOnevisionAdapter):
+    """Adapter of `llava_onevision`'s videos: what its tokens have is shrunk as the model shrinks their features."""
+
+    newline = True
+
+    def side(self, config: Any) -> int:  # noqa: D102
+        return math.ceil(int(config.vision_config.image_size // config.vision_config.patch_size) / 2)
+
+    def scores(self, base: Any, rows: Tensor) -> Tensor:  # noqa: D102
+        shrunk: Tensor = base.apply_pooling(super().scores(base, rows)[..., None])[..., 0]
+        return shrunk
+
+    def tower_features(self, base: Any, encoded: Any) -> Tensor:  # noqa: D102
+        shrunk: Tensor = base.apply_pooling(super().tower_features(base, encoded))
+        return shrunk
 
 
 def _check_aspect(aspect: object, error: type[GlobalCom2Error]) -> None:

@@ -6,8 +6,8 @@ Only the processor knows the tags' text. How views form images and crops form a 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from itertools import groupby
+from collections.abc import Callable, Iterable
+from itertools import groupby, islice, repeat, tee
 from math import isqrt
 from typing import Any
 
@@ -21,6 +21,8 @@ Gaps = list[list[int]]
 """The ids before, between and after one prompt's runs of placeholders: one gap more than runs."""
 Grid = tuple[int, int, bool]
 """Rows and columns of an image's crops, and whether they are known; (0, 0, True) without crops."""
+Size = tuple[int, int]
+"""Height and width of a view, in tokens."""
 
 
 class TaggedAdapter(Adapter):
@@ -33,8 +35,8 @@ class TaggedAdapter(Adapter):
         """The attention modules of the tower."""
 
     @abstractmethod
-    def views(self, base: Any, call: dict[str, Any]) -> tuple[list[int] | int, tuple[int, int]]:
-        """How many views the pixels hold, per prompt or in all, and their (height, width) in tokens."""
+    def views(self, base: Any, call: dict[str, Any]) -> tuple[list[int] | int, Size | list[Size]]:
+        """How many views the pixels hold, per prompt or in all, and their size: of all, or of each one."""
 
     @abstractmethod
     def grids(self, base: Any, gaps: Gaps) -> list[Grid]:
@@ -64,8 +66,9 @@ class TaggedAdapter(Adapter):
         return layer_of(self.attentions(base), layer)
 
     def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:  # noqa: D102
-        counts, token_grid = self.views(base, call)
-        prompts = view_gaps(call["input_ids"], base.config.image_token_id, token_grid[0] * token_grid[1])
+        counts, size = self.views(base, call)
+        sizes, left = tee(size if isinstance(size, list) else repeat(size))
+        prompts = view_gaps(call["input_ids"], base.config.image_token_id, (height * width for height, width in sizes))
         runs = [len(gaps) - 1 for gaps in prompts]
         if counts not in (runs, sum(runs)):
             raise InputError(
@@ -73,22 +76,39 @@ class TaggedAdapter(Adapter):
                 "per prompt. Build prompts and images with one call of the processor."
             )
         grids = [grid for gaps in prompts if len(gaps) > 1 for grid in self.grids(base, gaps)]
-        return [
-            unpacked((rows, cols), token_grid, thumbnail_last=self.thumbnail_last, known_grid=known)
-            for rows, cols, known in grids
-        ]
+        return [self._layout(grid, list(islice(left, 1 + grid[0] * grid[1]))) for grid in grids]
+
+    def _layout(self, grid: Grid, sizes: list[Size]) -> Layout:
+        """The layout of one image, whose views have these sizes."""
+        rows, cols, known = grid
+        thumbnail = sizes.pop(-1 if self.thumbnail_last else 0)
+        if len(set(sizes)) > 1:
+            raise InputError(
+                f"pixel_values must hold crops of one size per image, got {sizes} (height, width in tokens)."
+            )
+        return unpacked(
+            (rows, cols),
+            sizes[0] if sizes else thumbnail,
+            thumbnail_last=self.thumbnail_last,
+            known_grid=known,
+            thumbnail_grid=thumbnail,
+        )
 
     def scores(self, base: Any, rows: Tensor) -> Tensor:
         """Scores (views, tokens): the mean over the block of patches that a token stands for."""
         return block_means(super().scores(base, rows), self.factor(base))
 
-    def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
-        return views.roll(1, 0) if self.thumbnail_last else views
+    def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:  # noqa: D102
+        first = tokens.roll(layout.thumbnail_tokens, 0) if self.thumbnail_last else tokens
+        thumbnail, crops = first.tensor_split([layout.thumbnail_tokens])
+        return thumbnail, crops.unflatten(0, (layout.views - 1, layout.tokens))
 
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:  # noqa: D102
         features = self.flat(base, encoded)
         parts = features.split([len(layout.slots) for layout in layouts])
-        return torch.cat([part[kept.to(part.device)] for part, kept in zip(parts, places, strict=True)])
+        return torch.cat(
+            [part[kept.to(part.device, non_blocking=True)] for part, kept in zip(parts, places, strict=True)]
+        )
 
 
 def flat_views(pixels: Tensor, vision: Any, factor: int) -> tuple[int, tuple[int, int]]:
@@ -103,16 +123,16 @@ def flat_views(pixels: Tensor, vision: Any, factor: int) -> tuple[int, tuple[int
     return len(pixels), (tokens, tokens)
 
 
-def view_gaps(ids: Tensor, image_token_id: int, tokens: int) -> list[Gaps]:
-    """What stands around the runs of placeholders, (batch, length) ids, per prompt; all runs must have that length."""
-    prompts = []
+def view_gaps(ids: Tensor, image_token_id: int, lengths: Iterable[int]) -> list[Gaps]:
+    """What stands around the runs of placeholders, (batch, length) ids, per prompt; runs must have these lengths."""
+    prompts, left = [], iter(lengths)
     for prompt in ids.tolist():
         gaps: Gaps = [[]]
         for is_view, run in groupby(prompt, image_token_id.__eq__):
             found = list(run)
             if not is_view:
                 gaps[-1] = found
-            elif len(found) == tokens:
+            elif len(found) == (tokens := next(left, len(found))):
                 gaps.append([])
             else:
                 raise InputError(
@@ -141,8 +161,18 @@ def grid_of(new_row: list[bool]) -> tuple[int, int] | None:
     return (len(starts), cols) if starts == list(range(0, len(new_row), cols)) else None
 
 
-def block_means(values: Tensor, factor: int) -> Tensor:
-    """(views, patches), row-major in a square view -> (views, tokens), the mean of each factor x factor block."""
-    side = isqrt(values.shape[1])
-    blocks = values.view(len(values), side // factor, factor, side // factor, factor)
+def grid_of_lines(between: Gaps) -> Grid:
+    """The grid of crops of which two tags part each from the next, with a newline between the tags at a row's end."""
+    grid = grid_of([True, *(len(gap) > 2 for gap in between)])
+    return (1, len(between) + 1, False) if grid is None else (*grid, True)
+
+
+def block_means(values: Tensor, factor: int, size: Size | None = None) -> Tensor:
+    """(views, patches), row-major in a view of that size in tokens or a square one -> (views, tokens).
+
+    The mean of each factor x factor block of patches.
+    """
+    side = isqrt(values.shape[1]) // factor
+    height, width = size or (side, side)
+    blocks = values.reshape(len(values), height, factor, width, factor)
     return blocks.mean((2, 4)).flatten(1)

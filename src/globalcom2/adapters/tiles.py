@@ -123,7 +123,9 @@ class TilesAdapter(Adapter):
         """Views lie in prompt order already, so places count straight through an image's features."""
         images = encoded.pooler_output.split([layout.views for layout in layouts])
         packed = zip(images, places, strict=True)
-        return torch.cat([features.flatten(0, 1)[kept.to(features.device)] for features, kept in packed])
+        return torch.cat(
+            [features.flatten(0, 1)[kept.to(features.device, non_blocking=True)] for features, kept in packed]
+        )
 
     def output(self, features: Tensor, encoded: Any) -> Any:
         """One tensor, as from the model's own encoder."""

@@ -15,7 +15,9 @@ from globalcom2.views import Views
 
 # Logit sums over a crop's share of the thumbnail differ by tens; softmaxed attention sums to at most one in a whole
 # view, so the paper's temperature would make every crop's share equal there.
-TEMPERATURES = {"logits": 10.0, "attention": 0.1, "received": 0.1, "similarity": 10.0}
+TEMPERATURES = {"logits": 10.0, "attention": 0.1, "mean_query": 10.0, "received": 0.1, "similarity": 10.0}
+# VidCom²'s, which belongs to the Gaussian kernels that guide in videos.
+GUIDANCE_TEMPERATURE = 0.01
 EPSILON = 1e-8
 # Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
 # that a temperature means the same at every resolution.
@@ -34,12 +36,13 @@ def globalcom2(
     """Thumbnail compression, adaptive compression adjustment and holistic token evaluation.
 
     Args:
-        views: Images with a thumbnail.
+        views: Images with a thumbnail, or videos with guidance.
         retention_ratio: Fraction to keep, in (0, 1].
-        temperature: Softness of the competition between crops. Default: 10 for logits and similarity, 0.1 for
-            attention given or received.
+        temperature: Softness of the competition between crops. Default: 0.1 for attention given or received,
+            10 for all others; with guidance 0.01, whatever the scores.
         alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1].
-        crop_mass: How a crop's region of the thumbnail counts: "sum", "mean" or "max" of its scores.
+        crop_mass: How a crop's region of the thumbnail counts: "sum", "mean" or "max" of its scores. Guidance covers
+            every crop whole, so that "sum" is "mean" there.
         regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers, and "sum" is per
             equal area of a 576-token thumbnail, so that neither resolution, padding nor a constant added to all scores
             favours a crop; "blocks" cuts the
@@ -59,32 +62,47 @@ def globalcom2(
         raise InputError(f"regions must be one of overlap, blocks, got {regions!r}.")
     if not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}.")
-    temperature = TEMPERATURES[views.score_type] if temperature is None else temperature
+    if temperature is None:
+        temperature = TEMPERATURES[views.score_type] if views.guidance is None else GUIDANCE_TEMPERATURE
     if not isinstance(temperature, Real) or not 0.0 < temperature < float("inf"):
         raise InputError(f"temperature must be a positive number, got {temperature!r}.")
-    thumbnail = views.thumbnail_scores
-    if thumbnail is None:
+    thumbnail, valid = views.thumbnail_scores, views.valid_mask
+    if thumbnail is None and views.guidance is None:
         raise InputError(
             "thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail."
         )
     if views.valid_count == 0:
         return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
 
-    thumbnail_map = thumbnail.float().unflatten(-1, views.token_grid)  # type: ignore[arg-type]
+    mass, seen = _by_guidance(views, crop_mass) if thumbnail is None else _by_thumbnail(views, crop_mass, regions)
+    shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
+    shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
+    ratios = (retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))).clamp(max=1.0)
+    return Ranking(thumbnail, alpha * _unit(seen, valid) + (1 - alpha) * _unit(views.scores, valid), ratios)
+
+
+def _by_guidance(views: Views, crop_mass: str) -> tuple[Tensor, Tensor]:
+    """Mass of every crop, (batch, crops), and the commander's scores of crop tokens, (batch, crops, tokens)."""
+    guidance: Tensor = views.guidance.double()  # type: ignore[union-attr]
+    valid = views.valid_mask
+    if crop_mass == "max":
+        return guidance.masked_fill(~valid, -torch.inf).amax(-1), guidance
+    count = valid.sum(-1)
+    mean = guidance.masked_fill(~valid, 0.0).sum(-1) / count.clamp(min=1)
+    return mean.masked_fill(count == 0, -torch.inf), guidance
+
+
+def _by_thumbnail(views: Views, crop_mass: str, regions: str) -> tuple[Tensor, Tensor]:
+    """The same from the thumbnail: a crop's region of it, and its map resized to the crops."""
+    thumbnail: Tensor = views.thumbnail_scores  # type: ignore[assignment]
+    thumbnail_map = thumbnail.float().unflatten(-1, views.thumbnail_grid)  # type: ignore[arg-type]
     canvas = Canvas(views)
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
     # Softmaxed scores sum to one in a view of any resolution, others grow with it.
     tokens = thumbnail.shape[-1] if views.score_type in ("attention", "received") else PAPER_TOKENS
     mass = _mass(thumbnail_map.double(), *weights, crop_mass, tokens if regions == "overlap" else None)
     mass = mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
-    shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
-    shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
-    ratios = (retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))).clamp(max=1.0)
-
-    valid = views.valid_mask
-    local = _unit(views.scores, valid)
-    holistic = _unit(canvas.project(thumbnail_map), valid)
-    return Ranking(thumbnail, alpha * holistic + (1 - alpha) * local, ratios)
+    return mass, canvas.project(thumbnail_map)
 
 
 class Canvas:
@@ -92,6 +110,7 @@ class Canvas:
 
     def __init__(self, views: Views):
         (self.rows, self.cols), (self.height, self.width) = views.grid, views.token_grid  # type: ignore[misc]
+        self.thumbnail_height, self.thumbnail_width = views.thumbnail_grid  # type: ignore[misc]
         self.device = views.scores.device
         # Kept where the caller has it: on the CPU these reductions cost no synchronisation.
         valid = views.valid if views.valid is not None else torch.ones(views.crops, views.tokens, dtype=torch.bool)
@@ -105,13 +124,15 @@ class Canvas:
         return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, len(line))
 
     def overlaps(self) -> tuple[Tensor, Tensor]:
-        """Per axis, how much of each thumbnail cell a crop's valid area covers: (rows, height) and (cols, width)."""
-        rows = _overlap(self.rows, self.height, *self.y)
-        return rows.to(self.device), _overlap(self.cols, self.width, *self.x).to(self.device)
+        """Per axis, how much of each thumbnail cell a crop's valid area covers: (rows, cells) and (cols, cells)."""
+        rows = _overlap(self.rows, self.height, self.thumbnail_height, *self.y)
+        cols = _overlap(self.cols, self.width, self.thumbnail_width, *self.x)
+        return rows.to(self.device, non_blocking=True), cols.to(self.device, non_blocking=True)
 
     def blocks(self) -> tuple[Tensor, Tensor]:
         """Per axis, the published code's equal blocks as 0/1 weights."""
-        return _block(self.rows, self.height).to(self.device), _block(self.cols, self.width).to(self.device)
+        rows, cols = _block(self.rows, self.thumbnail_height), _block(self.cols, self.thumbnail_width)
+        return rows.to(self.device, non_blocking=True), cols.to(self.device, non_blocking=True)
 
     def project(self, thumbnail_map: Tensor) -> Tensor:
         """The thumbnail's map (batch, height, width), resized to the valid area, as (batch, crops, tokens)."""
@@ -125,10 +146,11 @@ class Canvas:
 
 
 @lru_cache(maxsize=4096)
-def _overlap(crops: int, cells: int, start: int, stop: int) -> Tensor:
-    # The thumbnail shows the valid area, from start to stop on the canvas, stretched over `cells` cells.
+def _overlap(crops: int, size: int, cells: int, start: int, stop: int) -> Tensor:
+    # The thumbnail shows the valid area, from start to stop on the canvas of crops of `size` tokens, stretched over
+    # `cells` cells.
     scale = cells / (stop - start)
-    edges: Tensor = ((torch.arange(crops + 1) * cells).clamp(start, stop) - start).double() * scale
+    edges: Tensor = ((torch.arange(crops + 1) * size).clamp(start, stop) - start).double() * scale
     cell = torch.arange(cells)
     upper = torch.minimum(edges[1:, None], cell + 1.0)
     lower = torch.maximum(edges[:-1, None], cell.double())

@@ -19,7 +19,8 @@ def random(views: Views, retention_ratio: float, *, seed: int = 0) -> Ranking:
     if not isinstance(seed, int):
         raise InputError(f"seed must be an integer, got {seed!r}.")
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.rand(1 + views.crops, views.tokens, generator=generator).to(views.scores.device)
-    thumbnail = None if views.thumbnail_scores is None else draw[0].expand_as(views.thumbnail_scores)
+    draw = torch.rand(views.thumbnail_tokens + views.crops * views.tokens, generator=generator)
+    own, crops = draw.to(views.scores.device, non_blocking=True).tensor_split([views.thumbnail_tokens])
+    thumbnail = None if views.thumbnail_scores is None else own.expand_as(views.thumbnail_scores)
     ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
-    return Ranking(thumbnail, draw[1:].expand_as(views.scores), ratios)
+    return Ranking(thumbnail, crops.view(views.crops, views.tokens).expand_as(views.scores), ratios)

@@ -1,0 +1,113 @@
+"""What a call brings of one modality: its images, or its videos. Images and videos of one call are compressed alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from globalcom2.adapters import Adapter, Layout
+from globalcom2.errors import InputError
+
+EntryT = TypeVar("EntryT")
+
+
+@dataclass(frozen=True, eq=False)
+class Visuals:
+    """Images or videos of a call, in prompt order."""
+
+    adapter: Adapter
+    arguments: dict[str, Any]
+    """The part of the call that the encoder takes."""
+    layouts: list[Layout]
+    placeholder: Tensor
+    """bool (batch, long), on the host."""
+    rows: list[int]
+    """The prompt of the batch that each belongs to."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Placeholders of each."""
+        return [len(layout.slots) for layout in self.layouts]
+
+    def shown(self, mask: Tensor | None) -> tuple[Tensor, ...] | None:
+        """Which places of each the caller's mask shows; None without a mask."""
+        return None if mask is None else mask[self.placeholder].bool().split(self.lengths)
+
+
+def visuals_of_call(model: Any, call: dict[str, Any], ids: Tensor, adapters: Sequence[Adapter]) -> list[Visuals]:
+    """The call's images and videos, one item for each modality that it has.
+
+    Args:
+        model: The model that is being called.
+        call: Keyword arguments of `generate` or `forward`.
+        ids: Its `input_ids` (batch, long), on the host.
+        adapters: One per modality that is compressed.
+    """
+    found = []
+    for adapter in adapters:
+        if call.get(adapter.pixels) is None:
+            continue
+        layouts = adapter.layouts(model.base_model, call)
+        placeholder = ids == getattr(model.config, f"{adapter.modality}_token_id")
+        rows = _rows(placeholder, layouts, adapter.modality)
+        arguments = adapter.encode_arguments(model.base_model, call)
+        found.append(Visuals(adapter, arguments, layouts, placeholder, rows))
+    if found and call.get("pixel_values_videos") is not None and all(v.adapter.modality != "video" for v in found):
+        raise InputError(
+            "pixel_values_videos must not come with images in a compressed call of this family, got both. Ask about "
+            "images and videos in two calls, or leave the block."
+        )
+    return found
+
+
+def wanted_tokens(ids: Tensor, found: list[Visuals], kept: list[Tensor]) -> Tensor:
+    """Tokens of the prompts that stay, bool (batch, long).
+
+    Args:
+        ids: (batch, long).
+        found: The call's images and videos.
+        kept: For each of them, bool (placeholders,) in prompt order.
+    """
+    wanted = torch.ones_like(ids, dtype=torch.bool)
+    for visuals, stays in zip(found, kept, strict=True):
+        wanted = wanted.masked_scatter(visuals.placeholder, stays)
+    return wanted
+
+
+def in_prompt_order(found: list[Visuals], entries: list[list[EntryT]]) -> list[EntryT]:
+    """Entries of all modalities, one list for each, sorted by where they stand in the batch."""
+    if len(found) == 1:
+        return entries[0]
+    starts = []
+    for visuals in found:
+        places = visuals.placeholder.flatten().nonzero().flatten().tolist()
+        starts += [places[first] for first in accumulate(visuals.lengths[:-1], initial=0)]
+    flat = [entry for own in entries for entry in own]
+    return [flat[i] for i in sorted(range(len(flat)), key=starts.__getitem__)]
+
+
+def _rows(placeholder: Tensor, layouts: list[Layout], modality: str) -> list[int]:
+    """Which prompt of the batch each image or video belongs to; raises if prompts and these do not fit."""
+    counts = placeholder.sum(1).tolist()
+    rows, row, left = [], 0, counts[0] if counts else 0
+    expected = [len(layout.slots) for layout in layouts]
+    for size in expected:
+        while left == 0 and row + 1 < len(counts):
+            row += 1
+            left = counts[row]
+        if left < size:
+            break
+        left -= size
+        rows.append(row)
+    if len(rows) != len(layouts) or left or any(counts[row + 1 :]):
+        raise InputError(
+            f"input_ids must hold {expected} {modality} placeholders for the {len(layouts)} {modality}s of this call, got "
+            f"{counts} per prompt. Build prompts and {modality}s with one call of the processor, with one {modality} tag "
+            f"per {modality}."
+        )
+    return rows
