@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train-mini bench clean
+.PHONY: help setup demo test test-vllm lint train-mini bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,13 @@ demo: $(STAMP)  ## answer a question about a picture with all visual tokens and 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
+test-vllm: .venv-vllm/.installed  ## run the tests of the vLLM plugin, in an environment of their own
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/engine
+
+.venv-vllm/.installed: pyproject.toml tests/engine/environment.py
+	$(PYTHON) tests/engine/environment.py .venv-vllm
+	touch $@
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,4 +44,4 @@ train-mini: $(STAMP)  ## train a mini model from nothing; resumes after a stop
 	PYTHON=$(abspath $(BIN))/python $(MAKE) -C training/mini
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from globalcom2._version import __version__
-from globalcom2.cli import ask, costs, lists, measure  # noqa: F401 - they register their commands
+from globalcom2.cli import ask, costs, lists, measure, serve  # noqa: F401 - they register their commands
 from globalcom2.cli.app import app, notes
 from globalcom2.errors import DataError, GlobalCom2Error
 

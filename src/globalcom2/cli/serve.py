@@ -1,0 +1,42 @@
+"""`globalcom2 serve`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Annotated
+
+import typer
+
+from globalcom2.cli.app import app, notes
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="'mini', a folder with a checkpoint, or a name on the hub.")],
+    retention: Annotated[float, typer.Option(help="Fraction of the visual tokens to keep, in (0, 1].")] = 0.1,
+    floor: Annotated[
+        float | None, typer.Option(help="Lowest ratio that a request gets. Default: --retention.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="Selector, see `globalcom2 methods`.")] = "globalcom2",
+    per_request: Annotated[
+        bool,
+        typer.Option(
+            "--per-request",
+            help="Let requests ask for a ratio: mm_processor_kwargs {'globalcom2_retention': 0.25}. "
+            "They may then set the image processor's other arguments, too: for clients that you trust.",
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+) -> None:
+    """Serve a model with vLLM and shorter image prompts. Further flags go to `vllm serve`."""
+    from globalcom2.integrations.vllm.serving import command  # noqa: PLC0415
+
+    made = command(model, retention, floor, method, per_request, context.args)
+    notes.print(f"Each image keeps {retention:.4g} of its visual tokens, chosen by {method}.", highlight=False)
+    if dry_run:
+        typer.echo(shlex.join(made))
+        return
+    notes.print(shlex.join(made), highlight=False, soft_wrap=True)
+    os.execv(made[0], made)

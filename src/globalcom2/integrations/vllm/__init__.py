@@ -1,0 +1,63 @@
+"""vLLM plugin: image prompts of an engine are simply shorter.
+
+`register` is the entry point `globalcom2` of the group `vllm.general_plugins`. It puts subclasses in the place of vLLM's own
+model classes; with a retention ratio of 1 they do what vLLM does. Nothing here imports vLLM until vLLM asks for it.
+
+Engine-wide settings are attributes of the model's configuration, so `--hf-overrides '{"globalcom2_retention": 0.1}'` sets
+them, and so do environment variables (`GLOBALCOM2_RETENTION`); see `options`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from globalcom2.errors import UnsupportedModelError
+
+TESTED = ((0, 32), (0, 33))
+"""(major, minor) of vLLM: at least the first, below the second. The suite ran with these."""
+MODELS = {
+    "LlavaNextForConditionalGeneration": "anyres:LlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "anyres:LlavaOnevision",
+    "InternVLChatModel": "internvl:InternVLChat",
+    "InternVLForConditionalGeneration": "internvl:InternVL",
+    "Idefics3ForConditionalGeneration": "tagged:Idefics3",
+    "SmolVLMForConditionalGeneration": "tagged:SmolVLM",
+}
+"""vLLM's architecture names and the classes that take their places, `module:Class` in this folder."""
+
+
+def check_version(version: str) -> None:
+    """Raise `UnsupportedModelError` for a vLLM that the plugin was not tested with.
+
+    vLLM changes what the plugin builds on from one minor version to the next, without notice.
+    """
+    least, below = TESTED
+    found = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    if not least <= found < below:
+        raise UnsupportedModelError(
+            f"vllm must be at least {least[0]}.{least[1]} and below {below[0]}.{below[1]} for globalcom2's plugin, got "
+            f"{version}. Install a version in between, or set GLOBALCOM2_ANY_VLLM=1 to try this one."
+        )
+
+
+def register() -> None:
+    """Put the plugin's classes into vLLM's registry; called in every process of an engine, possibly twice.
+
+    Raises:
+        UnsupportedModelError: A vLLM out of the tested range while GLOBALCOM2_RETENTION asks for compression. Without
+            that variable there is a warning, and vLLM runs as if the plugin were not installed.
+    """
+    import vllm  # noqa: PLC0415
+    from vllm import ModelRegistry  # noqa: PLC0415
+
+    if not os.environ.get("GLOBALCOM2_ANY_VLLM"):
+        try:
+            check_version(vllm.__version__)
+        except UnsupportedModelError as error:
+            if "GLOBALCOM2_RETENTION" in os.environ:
+                raise
+            warnings.warn(f"globalcom2 compresses nothing: {error}", stacklevel=2)
+            return
+    for name, target in MODELS.items():
+        ModelRegistry.register_model(name, f"{__name__}.{target}")

@@ -1,0 +1,169 @@
+"""The model's side: vLLM's own encoder makes an image's whole run of embeddings, and selection says which ones stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globalcom2.adapters import Layout
+from globalcom2.errors import InputError
+from globalcom2.groups import places_of
+from globalcom2.integrations.vllm.options import MILLION, Options
+from globalcom2.integrations.vllm.processing import FIELD, Family
+from globalcom2.selection import select
+from globalcom2.views import Views
+
+
+class Watch:
+    """Keeps what hooks see of one pass of the encoder, and nothing at other times."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] | None = None
+
+    def __enter__(self) -> list[Any]:
+        self.seen = []
+        return self.seen
+
+    def __exit__(self, *error: object) -> None:
+        self.seen = None
+
+    def note(self, value: Any) -> None:
+        """Called by hooks."""
+        if self.seen is not None:
+            self.seen.append(value)
+
+
+class ShortModel:
+    """Mixin for a family's model class.
+
+    Attributes:
+        family: What the processor uses, too.
+        flat: Fields with one entry per view; the others have one per image.
+        shared: Fields that belong to no image.
+        saliency: The `score_type` of `Views`. (vLLM has an attribute of that name, with another meaning.)
+    """
+
+    family: Family
+    flat: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    saliency = "similarity"
+    config: Any
+    watch: Watch
+    options: Options
+    room: int
+
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        compilation = vllm_config.compilation_config
+        if compilation.compile_mm_encoder or compilation.cudagraph_mm_encoder:
+            raise InputError(
+                "compile_mm_encoder and cudagraph_mm_encoder must be off with globalcom2, got one of them on: a replayed "
+                "graph shows no scores. Leave them off, or set VLLM_PLUGINS='' to run without globalcom2."
+            )
+        # Not modules and no parameters: kept out of nn.Module's registries.
+        self.__dict__["watch"] = Watch()
+        self.__dict__["options"] = Options.of(self.config)
+        self.__dict__["room"] = vllm_config.scheduler_config.max_num_batched_tokens
+        if not vllm_config.model_config.multimodal_config.get_limit_per_prompt("image"):
+            return  # the tower is not there
+        self.install()
+
+    def install(self) -> None:
+        """Put hooks on what `scores` needs."""
+
+    def scores(self, seen: list[Any], runs: list[Tensor], counts: list[int]) -> Tensor:
+        """Scores (views, tokens) in the tower's order.
+
+        Args:
+            seen: What hooks noted.
+            runs: Per image, the embeddings of its whole run.
+            counts: Per image, how many views the tower saw.
+        """
+        raise NotImplementedError
+
+    def arrange(self, views: Tensor, layout: Layout) -> Tensor:
+        """Scores (views, tokens) of one image with the thumbnail first."""
+        return views
+
+    def short_run(self, run: Tensor, kept: Tensor, extra: dict[str, Any]) -> Tensor:
+        """Embeddings of the places that stay."""
+        return run[kept]
+
+    def view_counts(self, fields: dict[str, Any], layouts: list[Layout]) -> list[int]:
+        """How many views of each image the tower sees."""
+        return [layout.views for layout in layouts]
+
+    @torch.no_grad()
+    def embed_multimodal(self, **fields: Any) -> Any:  # noqa: D102
+        described = fields.pop(FIELD, None)
+        if described is None:
+            return super().embed_multimodal(**fields)
+        rows = [row.tolist() for row in described]
+        layouts = [self.family.layout(self.config, *two) for _, *two in rows]
+        ratios = [millionths / MILLION for millionths, *_ in rows]
+        short: list[Tensor] = []
+        for part in self._parts(fields, layouts):
+            images = slice(len(short), len(short) + part.pop(None))
+            short += self._shortened(part, layouts[images], ratios[images])
+        return short
+
+    def _parts(self, fields: dict[str, Any], layouts: list[Layout]) -> Iterator[dict[Any, Any]]:
+        """The fields of as many images at a time as an uncompressed engine would encode at once, their number under None.
+
+        The scheduler counts short runs, so it sends more images in one go than memory was profiled for.
+        """
+        counts = self.view_counts(fields, layouts)
+        first = view = 0
+        while first < len(layouts):
+            last = first + 1
+            while last < len(layouts) and sum(len(x.slots) for x in layouts[first : last + 1]) <= self.room:
+                last += 1
+            views = sum(counts[first:last])
+            part: dict[Any, Any] = {None: last - first}
+            for name, value in fields.items():
+                own = slice(view, view + views) if name in self.flat else slice(first, last)
+                part[name] = value if name in self.shared else value[own]
+            yield part
+            first, view = last, view + views
+
+    def _shortened(self, fields: dict[str, Any], layouts: list[Layout], ratios: list[float]) -> list[Tensor]:
+        counts = self.view_counts(fields, layouts)
+        extra = {name: fields.pop(name) for name in list(fields) if name.startswith("globalcom2_")}
+        with self.watch as seen:
+            runs = list(super().embed_multimodal(**fields))
+        # An engine goes on where a tower overflows, as it does uncompressed.
+        scores = self.scores(seen, runs, counts).float().nan_to_num()
+        parts = zip(scores.split(counts), layouts, strict=True)
+        views = [self.arrange(part[: layout.views], layout) for part, layout in parts]
+        kept: dict[int, Tensor] = {}
+        for layout, ratio in dict.fromkeys(zip(layouts, ratios, strict=True)):
+            same = [i for i, pair in enumerate(zip(layouts, ratios, strict=True)) if pair == (layout, ratio)]
+            for i, places in zip(same, self._places(torch.stack([views[i] for i in same]), layout, ratio), strict=True):
+                kept[i] = places
+        return [
+            self.short_run(run, kept[i], {name: value[i] for name, value in extra.items()})
+            for i, run in enumerate(runs)
+        ]
+
+    def _places(self, stacked: Tensor, layout: Layout, ratio: float) -> Tensor:
+        """Which places of the run stay, bool (images, places)."""
+        views = Views(
+            stacked[:, 1:],
+            layout.valid,
+            layout.grid,
+            None,
+            stacked[:, 0],
+            layout.token_grid,
+            layout.lines,
+            self.saliency,
+        )
+        return places_of(select(views, ratio, self.options.method, check=False), layout)
+
+
+def similarity(features: Tensor) -> Tensor:
+    """Minus the cosine of each token to the mean of its view, (views, tokens)."""
+    features = features.float()
+    return -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)

@@ -1,0 +1,174 @@
+"""The processor's side: how many placeholders an image gets follows from its size and the ratio, before any tower runs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import ImageProcessorItems
+from vllm.multimodal.processing import PromptUpdateDetails
+
+from globalcom2.adapters import Layout, kept_places
+from globalcom2.errors import GlobalCom2Error, InputError
+from globalcom2.integrations.vllm.metrics import count_tokens
+from globalcom2.integrations.vllm.options import MILLION, RETENTION, Options, without_ratio
+
+FIELD = "globalcom2_image"
+"""What the processor tells the model of an image: int64 (3,), millionths of the ratio and two numbers that its family
+makes a layout of."""
+
+
+class Family:
+    """What processor and model of a family must agree on. Stateless."""
+
+    def check(self, config: Any) -> None:
+        """Raise a `GlobalCom2Error` for a configuration that cannot be compressed."""
+
+    @abstractmethod
+    def describe(self, info: Any, width: int, height: int, arguments: Mapping[str, object]) -> tuple[int, int]:
+        """Two numbers from which `layout` follows, of an image of that size in px."""
+
+    @abstractmethod
+    def layout(self, config: Any, first: int, second: int) -> Layout:
+        """The layout of the run of placeholders that vLLM makes of such an image."""
+
+
+class ShortInfo:
+    """Mixin for a family's `ProcessingInfo`."""
+
+    family: Family
+    ctx: Any
+    get_hf_config: Any
+
+    @cached_property
+    def options(self) -> Options:
+        """The engine's settings."""
+        if RETENTION in (self.ctx.get_mm_config().mm_processor_kwargs or {}):
+            raise InputError(
+                f"{RETENTION} of the engine must be set with hf_overrides, got mm_processor_kwargs, which some families "
+                f"pass on to processors that do not know it. Use --hf-overrides '{{\"{RETENTION}\": 0.1}}'."
+            )
+        return Options.of(self.get_hf_config())
+
+    def ratio(self, arguments: Mapping[str, object]) -> float:
+        """The ratio that a request gets; raises for a model that cannot be compressed."""
+        ratio = self.options.ratio(arguments)
+        if ratio < 1.0:
+            try:
+                self.family.check(self.get_hf_config())
+            except GlobalCom2Error as error:
+                raise InputError(f"{RETENTION} must be 1 for this model, got {ratio:g}: {error}") from error
+        return ratio
+
+    def get_hf_processor(self, **kwargs: object) -> Any:  # noqa: D102
+        return super().get_hf_processor(**without_ratio(kwargs))
+
+
+class ShortProcessor:
+    """Mixin for a family's `MultiModalProcessor`."""
+
+    info: Any
+    counting = True
+
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        rest = without_ratio(inputs.hf_processor_mm_kwargs)
+        hashes = super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=rest))
+        ratio = self.info.ratio(inputs.hf_processor_mm_kwargs)
+        if ratio == 1.0 or "image" not in hashes:
+            return hashes
+        # vLLM's own key knows nothing of engine-wide settings, which matters where caches outlive an engine.
+        mark = self.info.options.mark(ratio)
+        return {**hashes, "image": [f"{key}|{mark}" for key in hashes["image"]]}
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        rest, ratio = without_ratio(hf_kwargs), self.info.ratio(hf_kwargs)
+        data = super()._apply_hf_processor_main(mm_items, rest)
+        sizes = _sizes(mm_items)
+        if ratio < 1.0 and sizes:
+            described = [self.info.family.describe(self.info, *size, rest) for size in sizes]
+            data[FIELD] = torch.tensor([(round(ratio * MILLION), *two) for two in described])
+        return data
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        fields = super()._get_mm_fields_config(hf_inputs, without_ratio(hf_processor_mm_kwargs))
+        return {**fields, FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> Any:
+        rest = without_ratio(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)
+        images = out_mm_kwargs.get("image", ())
+        return [self._shortened(update, images) if update.modality == "image" else update for update in updates]
+
+    def _shortened(self, update: Any, images: Sequence[Any]) -> Any:
+        def replacement(index: int) -> Any:
+            whole = update.content(index) if callable(update.content) else update.content
+            if FIELD not in images[index]:
+                return whole
+            ids = whole.full if isinstance(whole, PromptUpdateDetails) else whole
+            chosen = whole.is_embed if isinstance(whole, PromptUpdateDetails) else None
+            places = [True] * len(ids) if chosen is None else chosen(ids).tolist()
+            millionths, *two = images[index][FIELD].data.tolist()
+            layout = self.info.family.layout(self.info.get_hf_config(), *two)
+            if sum(places) != len(layout.slots):
+                raise InputError(
+                    f"an image must have {len(layout.slots)} placeholders in vLLM, got {sum(places)}. Its processor cuts "
+                    "images otherwise than globalcom2 thinks; please report it with the image's size."
+                )
+            return self.run(ids, places, kept_places(layout, millionths / MILLION))
+
+        return replace(update, replacement=replacement)
+
+    def run(self, ids: list[int], places: list[bool], kept: int) -> PromptUpdateDetails:
+        """The ids that stand for an image: the last placeholders go, whichever tokens they will come to stand for."""
+        token, left, short = ids[places.index(True)], kept, []
+        for number, place in zip(ids, places, strict=True):
+            left -= place
+            if not place or left >= 0:
+                short.append(number)
+        return PromptUpdateDetails.select_token_id(short, token)
+
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        self.counting = False
+        try:
+            return super().get_dummy_mm_inputs(*args, **kwargs)
+        finally:
+            self.counting = True
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:  # noqa: D102
+        result = super().apply(inputs, timing_ctx)
+        ranges = result["mm_placeholders"].get("image")
+        if self.counting and ranges:
+            count_tokens(*self._counts(inputs, sum(place.get_num_embeds() for place in ranges)))
+        return result
+
+    def _counts(self, inputs: Any, placeholders: int) -> tuple[int, int]:
+        """Visual tokens of a request's images before and after; `placeholders` where nothing is compressed."""
+        rest, ratio = without_ratio(inputs.hf_processor_mm_kwargs), self.info.ratio(inputs.hf_processor_mm_kwargs)
+        sizes = _sizes(inputs.mm_data_items) if ratio < 1.0 else []
+        if not sizes:
+            return placeholders, placeholders
+        family, config = self.info.family, self.info.get_hf_config()
+        layouts = [family.layout(config, *family.describe(self.info, *size, rest)) for size in sizes]
+        return sum(len(layout.slots) for layout in layouts), sum(kept_places(layout, ratio) for layout in layouts)
+
+
+def _sizes(mm_items: Any) -> list[tuple[int, int]]:
+    """Width and height of every image that a tower is to see; none where a request brings embeddings."""
+    images = mm_items.get("image")
+    if not isinstance(images, ImageProcessorItems) or any(images[index] is None for index in range(len(images))):
+        return []  # a client may name an image that is cached already
+    sizes = [images.get_image_size(index) for index in range(len(images))]
+    return [(size.width, size.height) for size in sizes]
+
+
+def as_base(config: Any) -> Any:
+    """What adapters take for a model where they look at nothing but its configuration."""
+    return SimpleNamespace(config=config)

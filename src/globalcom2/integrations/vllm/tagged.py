@@ -1,0 +1,118 @@
+"""Idefics3 and SmolVLM in vLLM: tags stand between the views, so which places are tags hangs on the picture.
+
+The whole run of an image, tags included, becomes placeholders, whose number follows from size and ratio alone, and the model
+returns the tags' text embeddings between the visual ones. vLLM does the same for videos that it prunes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models import idefics3, smolvlm
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing import PromptUpdateDetails, cached_encode
+
+from globalcom2.adapters import Layout, unpacked
+from globalcom2.integrations.vllm.model import ShortModel, similarity
+from globalcom2.integrations.vllm.processing import FIELD, Family, ShortInfo, ShortProcessor
+
+SPAN = "globalcom2_span"
+"""Ids of an image's whole run as vLLM writes it, tags included; one tensor per image."""
+
+
+class TaggedFamily(Family):
+    """The two numbers are the rows and columns of the crops, 0 and 0 for an image of one view."""
+
+    def describe(self, info: Any, width: int, height: int, arguments: Mapping[str, object]) -> tuple[int, int]:  # noqa: D102
+        _, rows, cols = info._get_image_feature_grid_size(
+            image_width=width, image_height=height, processor=info.get_hf_processor(**arguments), mm_kwargs=arguments
+        )
+        return rows, cols
+
+    def layout(self, config: Any, first: int, second: int) -> Layout:  # noqa: D102
+        vision = config.vision_config
+        side = vision.image_size // vision.patch_size // config.scale_factor
+        return unpacked((first, second), (side, side), thumbnail_last=True)
+
+
+FAMILY = TaggedFamily()
+
+
+class TaggedProcessor(ShortProcessor, idefics3.Idefics3MultiModalProcessor):
+    """Runs of placeholders that stand for tags, too."""
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if FIELD in data:
+            data[SPAN] = [torch.tensor(self._span(mm_items, index, hf_kwargs)) for index in range(len(data[FIELD]))]
+        return data
+
+    def _span(self, mm_items: Any, index: int, arguments: Mapping[str, object]) -> list[int]:
+        size = mm_items["image"].get_image_size(index)
+        text = self.info.get_image_repl(
+            image_width=size.width,
+            image_height=size.height,
+            processor=self.info.get_hf_processor(**arguments),
+            mm_kwargs=arguments,
+        )
+        return cached_encode(self.info.get_tokenizer(), text, add_special_tokens=False)
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, SPAN: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+
+    def run(self, ids: list[int], places: list[bool], kept: int) -> PromptUpdateDetails:  # noqa: D102
+        token = ids[places.index(True)]
+        return PromptUpdateDetails.from_seq([token] * (len(ids) - sum(places) + kept))
+
+
+class TaggedModel(ShortModel):
+    """Tags between the tokens that stay."""
+
+    family = FAMILY
+    flat = ("pixel_values", "pixel_attention_mask")
+    model: Any
+
+    def scores(self, seen: list[Any], runs: list[Tensor], counts: list[int]) -> Tensor:  # noqa: D102
+        views = zip(runs, counts, strict=True)
+        return similarity(torch.cat([run.unflatten(0, (count, -1)) for run, count in views]))
+
+    def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
+        return views.roll(1, 0)
+
+    def short_run(self, run: Tensor, kept: Tensor, extra: dict[str, Any]) -> Tensor:  # noqa: D102
+        span = extra[SPAN].to(run.device)
+        visual = span == self.config.image_token_id
+        embedded = self.model.embed_input_ids(span).to(run.dtype)
+        embedded = embedded.masked_scatter(visual[:, None], run)
+        return embedded[~visual | torch.zeros_like(visual).masked_scatter(visual, kept)]
+
+
+class Idefics3Info(ShortInfo, idefics3.Idefics3ProcessingInfo):
+    """Sizes and counts."""
+
+    family = FAMILY
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    TaggedProcessor, info=Idefics3Info, dummy_inputs=idefics3.Idefics3DummyInputsBuilder
+)
+class Idefics3(TaggedModel, idefics3.Idefics3ForConditionalGeneration):
+    """vLLM's Idefics3 with short runs."""
+
+
+class SmolVLMInfo(ShortInfo, smolvlm.SmolVLMProcessingInfo):
+    """Sizes and counts."""
+
+    family = FAMILY
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    TaggedProcessor, info=SmolVLMInfo, dummy_inputs=idefics3.Idefics3DummyInputsBuilder
+)
+class SmolVLM(TaggedModel, smolvlm.SmolVLMForConditionalGeneration):
+    """vLLM's SmolVLM with short runs."""
