@@ -5,6 +5,7 @@ import json
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from families import FAMILIES
 from globalcom2 import InputError, compress
 from globalcom2.costs import projector_flops
 from globalcom2.estimation import estimate_costs, named_configs, paper_megabytes, parse_size, weight_bytes
@@ -54,6 +55,20 @@ def test_a_whole_call_against_torchs_counter(tiny, size, ratio):
     assert 0 <= extra <= 0.01 * row["tower_flops"]
     if ratio == 1.0:
         assert extra == 0
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "llava_next_video"])
+def test_the_closed_form_of_three_families(family):
+    """Towers with and without [CLS], language models with and without biases, shrunk crops: to five digits."""
+    tiny = FAMILIES[family]()
+    tiny.model.set_attn_implementation("eager")
+    inputs = tiny.inputs([f"abc {tiny.tag}"], [picture(400, 300)])
+    text = int((inputs["input_ids"] != tiny.model.config.image_token_id).sum())
+    with FlopCounterMode(display=False) as counter:
+        tiny.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    (row,) = estimate_costs(tiny.model.config, (400, 300), [1.0], text_tokens=text)
+    assert row["prompt_tokens"] == inputs["input_ids"].shape[1]
+    assert row["total_flops"] == pytest.approx(counter.get_total_flops(), rel=1e-5)
 
 
 def test_weights_are_counted_on_meta(tiny):

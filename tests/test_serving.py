@@ -1,0 +1,135 @@
+"""What an engine may be told and what `globalcom2 serve` starts; everything that needs no vLLM."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from globalcom2 import InputError, UnsupportedModelError
+from globalcom2.cli import main
+from globalcom2.integrations import vllm as plugin
+from globalcom2.integrations.vllm import serving
+from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION, Options, without_ratio
+
+
+def options(**settings) -> Options:
+    return Options.of(SimpleNamespace(**settings))
+
+
+def test_an_engine_compresses_nothing_unless_told():
+    assert options() == Options(1.0, 1.0, "globalcom2")
+    assert options().ratio({}) == 1.0
+
+
+def test_the_environment_speaks_where_the_configuration_is_silent(monkeypatch):
+    monkeypatch.setenv("GLOBALCOM2_RETENTION", "0.25")
+    monkeypatch.setenv("GLOBALCOM2_FLOOR", "0.05")
+    monkeypatch.setenv("GLOBALCOM2_METHOD", "uniform")
+    assert options() == Options(0.25, 0.05, "uniform")
+    assert options(globalcom2_retention=0.5) == Options(0.5, 0.05, "uniform")
+    monkeypatch.setenv("GLOBALCOM2_RETENTION", "a quarter")
+    with pytest.raises(InputError, match="globalcom2_retention must be a number"):
+        options()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({RETENTION: 25}, "globalcom2_retention must be in .*Did you mean 0.25"),
+        ({RETENTION: 0.1, FLOOR: 0.2}, "globalcom2_floor must be at most globalcom2_retention 0.1"),
+        ({RETENTION: 0.1, METHOD: "uniforn"}, "Did you mean 'uniform'"),
+        ({RETENTION: True}, "globalcom2_retention must be a number"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        options(**settings)
+
+
+def test_a_request_asks_within_the_floor():
+    engine = options(globalcom2_retention=0.25, globalcom2_floor=0.1)
+    assert [engine.ratio({RETENTION: r}) for r in (1, 0.5, 0.1, 0.05, None)] == [1.0, 0.5, 0.1, 0.1, 0.25]
+    assert engine.ratio({RETENTION: 1 / 3}) == 0.333333
+    assert without_ratio({RETENTION: 0.1, "size": 3}) == {"size": 3}
+
+
+def test_marks_tell_ratios_and_methods_apart():
+    engine = options(globalcom2_retention=0.25, globalcom2_floor=0.1)
+    other = options(globalcom2_retention=0.25, globalcom2_method="uniform")
+    marks = {engine.mark(0.25), engine.mark(0.2501), engine.mark(0.1), other.mark(0.25)}
+    assert len(marks) == 4
+    assert all("globalcom2-" in mark for mark in marks)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.4+cpu", "0.32.1rc2"])
+def test_tested_versions(version):
+    plugin.check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0", "dev"])
+def test_other_versions_are_refused(version):
+    with pytest.raises(UnsupportedModelError, match=r"vllm must be at least 0\.32 and below 0\.33"):
+        plugin.check_version(version)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr(serving, "installed_version", lambda: "0.32.0")
+
+
+def test_the_command_of_serve(installed):
+    made = serving.command("owner/name", 0.1, 0.05, "uniform", True, ["--port", "8001", "--hf-overrides", '{"a": 1}'])
+    settings = json.loads(made[made.index("--hf-overrides") + 1])
+    assert settings == {"a": 1, RETENTION: 0.1, FLOOR: 0.05, METHOD: "uniform"}
+    assert made[3:5] == ["serve", "owner/name"]
+    assert made[-2:] == ["--port", "8001"]
+    assert "--trust-request-mm-kwargs" in made
+    assert made.count("--hf-overrides") == 1
+
+
+def test_the_mini_model_gets_what_it_needs_unless_told_otherwise(installed):
+    made = serving.command("mini", 0.1, None, "globalcom2", False, ["--dtype=bfloat16"])
+    assert made[4].endswith("model")
+    assert made[made.index("--served-model-name") + 1] == "mini"
+    assert "--dtype" not in made
+    assert "--trust-request-mm-kwargs" not in made
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hf-overrides", "{"], "must be a JSON object"),
+        (["--hf-overrides=[1]"], "must be a JSON object"),
+        (["--hf-overrides", '{"globalcom2_retention": 1}'], "to --retention"),
+    ],
+)
+def test_overrides_that_cannot_be_merged(installed, flags, message):
+    with pytest.raises(InputError, match=message):
+        serving.command("mini", 0.1, None, "globalcom2", False, flags)
+
+
+def test_serve_says_what_is_wrong_before_it_starts_anything(installed, capsys):
+    for arguments in (["--retention", "10"], ["--floor", "0.5"], ["--method", "unifrom"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["serve", "mini", *arguments])
+        assert stopped.value.code == 2
+        assert "must be" in capsys.readouterr().err
+
+
+def test_serve_without_vllm(monkeypatch, capsys):
+    monkeypatch.setattr(serving, "version", _missing)
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "mini"])
+    assert stopped.value.code == 2
+    assert "pip install 'globalcom2[vllm]'" in capsys.readouterr().err
+
+
+def _missing(name):
+    raise serving.PackageNotFoundError(name)
+
+
+def test_a_dry_run_prints_the_command(installed, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "mini", "--dry-run", "--max-num-seqs", "4"])
+    assert stopped.value.code == 0
+    assert "--max-num-seqs 4" in capsys.readouterr().out
