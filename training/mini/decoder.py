@@ -1,11 +1,12 @@
 """Step 2: projector, newline and decoder on top of the frozen tower, whose features are computed once per picture.
 
-First captions of everything in random order and look-ups of what is present and absent: nearly every word is supervised,
-and the step from reading to binding takes minutes. Then questions. Most steps see a part of the visual tokens, which is
+First captions of pictures with few tags, where every word is supervised: from them the step from reading to binding takes
+minutes, and with look-ups or more tags from the start it does not come. Then captions and look-ups of everything, then
+questions. Most steps see a part of the visual tokens, which is
 several times cheaper than all of them: some tokens of every tag and line and others at random, newlines all or none, in
 the order in which LLaVA-NeXT packs them. No selector has a say in that. The other question steps see all tokens.
 
-    python decoder.py TOWER.pt OUT.pt --pictures 8000 --captions 3000 --questions 6000     resumes from OUT.pt
+    python decoder.py TOWER.pt OUT.pt --pictures 6000 --binding 500 --captions 1000 --questions 4000   resumes from OUT.pt
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ TOKENS = SIDE * SIDE
 QUESTIONS = 8
 # How often each kind is asked, where the scene allows it.
 FREQUENCY = {"read": 2, "exists": 2, "count": 1.5, "color": 1.5, "left": 2, "largest": 1, "document": 4}
-PHASES = {"captions": 1.5e-3, "questions": 1.5e-3}  # learning rates
+PHASES = {"binding": 2e-3, "captions": 1.5e-3, "questions": 1.5e-3}  # learning rates
+DIGITS = {"binding": 4.0, "captions": 2.0, "questions": 1.0}  # weight of a digit over that of a word
+FEW_TAGS = 3  # in a picture of the first phase
 ALL_TOKENS = 0.35  # share of the question steps
 
 
@@ -112,7 +115,7 @@ def some_places(shown: Scene, rng: random.Random, count: int, fewest: int) -> np
         chosen.update(rng.sample(own, min(len(own), rng.randint(fewest, 2 * fewest))))
         x, y = (left + right) / 2 / shown.image.width, (top + bottom) / 2 / shown.image.height
         chosen.add(int(y * SIDE) * SIDE + int(x * SIDE))  # the thumbnail comes first and has no newlines
-    if rng.random() < 0.5:
+    if fewest < SIDE * SIDE and rng.random() < 0.5:
         chosen.update(np.flatnonzero(slots >= (1 + shown.grid[0] * shown.grid[1]) * TOKENS).tolist())
     picked = sorted(chosen)
     if len(picked) > count:
@@ -124,9 +127,9 @@ def some_places(shown: Scene, rng: random.Random, count: int, fewest: int) -> np
 Segments = list[tuple[str, bool]]  # pieces of text, and whether they are to be learnt
 
 
-def caption_segments(rng: random.Random, shown: Scene) -> Segments:
-    """A caption, or look-ups whose answers alone are learnt."""
-    if rng.random() < 0.4:
+def caption_segments(rng: random.Random, shown: Scene, captions: float = 0.4) -> Segments:
+    """A caption, or look-ups whose answers alone are learnt; `captions` is the share of the former."""
+    if rng.random() < captions:
         return [("<assistant>", False), (caption(rng, shown) + "</s>", True)]
     pairs = [((asked, False), (answer, True)) for asked, answer in look_ups(rng, shown)]
     return [("<assistant>", False), *[segment for pair in pairs for segment in pair]]
@@ -152,23 +155,36 @@ def texts(tokens, segments: Segments) -> tuple[list[int], list[int]]:
     return ids, labels
 
 
+def with_few_tags(pictures):
+    """The pictures, by grid, that have one to FEW_TAGS tags."""
+    few = {grid: [(f, s) for f, s in own if 1 <= len(s.tags) <= FEW_TAGS] for grid, own in pictures.items()}
+    return {grid: own for grid, own in few.items() if own}
+
+
 def batch_of(pictures, tokens, phase: str, step: int):
     """(features, what stands in each place (batch, n), ids, labels) of training step `step`."""
     rng = random.Random(f"{phase}-{step}")
-    everything = phase == "questions" and rng.random() < ALL_TOKENS
+    asking = phase == "questions"
+    everything = asking and rng.random() < ALL_TOKENS
     grid = rng.choices(list(pictures), [len(of_grid) for of_grid in pictures.values()])[0]
     slots = packing(grid)[0]
-    size = max(2, 3600 // (len(slots) + 100)) if everything else 24 if phase == "captions" else 16
+    size = max(2, 3600 // (len(slots) + 100)) if everything else 16 if asking else 24
     chosen = [rng.choice(pictures[grid]) for _ in range(size)]
-    # Captions see all that tags and lines cover: with few tokens of each, attention does not learn where to look.
-    count, fewest = (72, SIDE * SIDE) if phase == "captions" else (rng.choice((48, 80, 112)), rng.choice((1, 2, 4)))
+    # Captions see all that tags and lines cover: with few tokens of each, attention does not learn where to look. In
+    # questions, too, a digit that is asked for should mostly be there.
+    if asking:
+        count, fewest = rng.choice((64, 96, 128)), rng.choice((3, 8, SIDE * SIDE))
+    else:
+        count, fewest = 48 if phase == "binding" else 72, SIDE * SIDE
     count = min(len(slots), count)
     places = [slots if everything else slots[some_places(shown, rng, count, fewest)] for _, shown in chosen]
     rows = []
     for _, shown in chosen:
         # A quarter of the question phase stay captions, to keep the look-ups alive.
-        captions = phase == "captions" or rng.random() < 0.25
-        rows.append(texts(tokens, (caption_segments if captions else question_segments)(rng, shown)))
+        if asking and rng.random() > 0.25:
+            rows.append(texts(tokens, question_segments(rng, shown)))
+        else:
+            rows.append(texts(tokens, caption_segments(rng, shown, 1.0 if phase == "binding" else 0.4)))
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[*i, *[tokens.pad_token_id] * (longest - len(i))] for i, _ in rows])
     labels = torch.tensor([[*i, *[IGNORE] * (longest - len(i))] for _, i in rows])
@@ -189,8 +205,9 @@ def main() -> None:
     parser.add_argument("tower", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pictures", type=int, default=8000)
-    parser.add_argument("--captions", type=int, default=3000, help="steps")
-    parser.add_argument("--questions", type=int, default=6000, help="steps")
+    parser.add_argument("--binding", type=int, default=500, help="steps")
+    parser.add_argument("--captions", type=int, default=1000, help="steps")
+    parser.add_argument("--questions", type=int, default=4000, help="steps")
     parser.add_argument("--start", type=Path, help="decoder to start from instead of random weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -217,6 +234,7 @@ def main() -> None:
     opening = torch.tensor(tokens.convert_tokens_to_ids(["<s>", "<user>"]), device=args.device)
     embed = model.get_input_embeddings()
 
+    few = with_few_tags(pictures)
     for phase, rate in PHASES.items():
         steps = getattr(args, phase)
         if done[phase] >= steps:
@@ -228,14 +246,18 @@ def main() -> None:
             schedule.load_state_dict(saved["schedule"])
         start, running = time.time(), {}
         while done[phase] < steps:
-            features, places, ids, labels = (x.to(args.device) for x in batch_of(pictures, tokens, phase, done[phase]))
+            features, places, ids, labels = (
+                x.to(args.device) for x in batch_of(few if phase == "binding" else pictures, tokens, phase, done[phase])
+            )
             embedded = torch.cat(
                 [embed(opening).expand(len(ids), -1, -1), visual(model, features, places), embed(ids)], 1
             )
             hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
             # The state before a text token predicts it.
             logits = model.lm_head(hidden[:, -ids.shape[1] - 1 : -1])
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+            weight = (labels != IGNORE) * (1.0 + (DIGITS[phase] - 1) * torch.isin(labels, digits))
+            loss = (losses * weight.flatten()).sum() / weight.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)

@@ -113,21 +113,24 @@ def caption(rng: random.Random, scene: Scene) -> str:
 
 
 def look_ups(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    """What is asked and its answer, in random order, in one direction out of several.
+    """What is asked, in as few words as can be, and its answer: up to twelve of all that can be asked, in random order.
 
-    The numbers of all names and "no" for as many absent ones; or the colour of each shape that one tag alone has and
-    "no" for shapes that none has; or, from left to right, what comes next to the right of each tag.
+    Every kind of question has its look-up here, because here a step is cheap and most words are supervised.
     """
     if scene.lines:
         entries = [(line.word, str(line.number)) for line in scene.lines]
         present = {line.word for line in scene.lines}
         entries += [(word, "no") for word in WORDS if word not in present]
         return rng.sample(entries, len(entries))
-    way, shapes = rng.random(), {tag.shape for tag in scene.tags}
-    by_shape = [(tag.shape, tag.color) for tag in with_unique_shape(scene.tags)]
-    by_shape += [(shape, "no") for shape in SHAPES if shape not in shapes]
-    if by_shape and way < 0.35:
-        return rng.sample(by_shape, len(by_shape))
-    entries = [(tag.name, str(tag.number)) for tag in scene.tags]
-    entries += [(f"{color} {shape}", "no") for color, shape in absent_pairs(rng, scene.tags, len(scene.tags))]
-    return rng.sample(entries, len(entries))
+    tags, shapes = scene.tags, {tag.shape for tag in scene.tags}
+    entries = [(tag.name, str(tag.number)) for tag in tags]
+    entries += [(f"{color} {shape}", "no") for color, shape in absent_pairs(rng, tags, (len(tags) + 1) // 2)]
+    entries += [(tag.shape, tag.color) for tag in with_unique_shape(tags)]
+    entries += [(shape, "no") for shape in SHAPES if shape not in shapes][:1]
+    entries.append(("tags", str(len(tags))))
+    found = [left(rng, scene), left(rng, scene), largest(rng, scene)]
+    entries += [
+        (text.removeprefix("which is on the ").rstrip("?"), answer) for _, text, answer in filter(None, found[:2])
+    ]
+    entries += [("largest", answer) for _, _, answer in filter(None, found[2:])]
+    return rng.sample(entries, min(12, len(entries)))

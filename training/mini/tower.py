@@ -4,7 +4,7 @@ Read-outs of the second-last layer, which is the one that LLaVA-NeXT uses: every
 asked for colour and shape or for the word, for a digit where one stands, and whether it holds the centre; [CLS] is asked which names,
 digits and words are in the view and how many things, so that its attention row means something.
 
-    python tower.py OUT.pt --steps 9000        resumes from OUT.pt if it is there
+    python tower.py OUT.pt --steps 7000        resumes from OUT.pt if it is there
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def hidden_state(tower: CLIPVisionModel, pixels: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
