@@ -71,6 +71,10 @@ class InternVLChatFamily(InternVLFamily):
             raise UnsupportedModelError(
                 "use_thumbnail must be on, got false: without a thumbnail nothing guides the crops."
             )
+        if config.ps_version == "v1":
+            raise UnsupportedModelError(
+                'ps_version must be "v2", got "v1": its pixel shuffle lays tokens column by column, unlike the crops.'
+            )
 
 
 HF, CHAT = InternVLFamily(), InternVLChatFamily()
