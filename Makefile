@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint train-mini bench clean
+.PHONY: help setup demo test test-vllm test-vllm-slow lint train-mini bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,7 +25,10 @@ test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 test-vllm: .venv-vllm/.installed  ## run the tests of the vLLM plugin, in an environment of their own
-	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/engine
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/engine -m "not slow"
+
+test-vllm-slow: .venv-vllm/.installed  ## the same for engines on several processes and for Ray
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/engine -m slow
 
 .venv-vllm/.installed: pyproject.toml tests/engine/environment.py
 	$(PYTHON) tests/engine/environment.py .venv-vllm
