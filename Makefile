@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .PHONY: help setup demo test test-vllm test-vllm-slow lint train-mini bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## make the environment in .venv
 
