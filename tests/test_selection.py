@@ -14,6 +14,10 @@ from globalcom2.errors import DataError
 from globalcom2.selection import budget_of
 from globalcom2.selectors.globalcom2 import globalcom2
 
+METHODS = st.sampled_from(
+    [("globalcom2", {}), ("globalcom2", {"allocation": "attention"}), ("uniform", {}), ("random", {})]
+)
+
 
 @st.composite
 def layouts(draw):
@@ -64,16 +68,16 @@ def views_of(case, which, *, lines=False):
 
 
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(cases(), st.sampled_from(["globalcom2", "uniform", "random"]))
+@given(cases(), METHODS)
 def test_totals_are_exact_and_independent_of_scores(case, method):
-    valid, ratio = case[0], case[-1]
+    (method, options), valid, ratio = method, case[0], case[-1]
     tokens = valid.shape[1]
     everything = tokens + int(valid.sum())
     expected = max(1, math.floor(ratio * everything + 0.5))
     totals = []
     for which in (0, 1):
         views = views_of(case, which)
-        keep = select(views, ratio, method)
+        keep = select(views, ratio, method, **options)
         assert not (keep.crops & ~valid).any()
         totals.append((int(keep.thumbnail.sum()), int(keep.crops.sum())))
     assert totals[0] == totals[1]
@@ -84,11 +88,11 @@ def test_totals_are_exact_and_independent_of_scores(case, method):
 
 
 @settings(max_examples=600, deadline=None)
-@given(cases(), st.sampled_from(["globalcom2", "uniform", "random"]))
+@given(cases(), METHODS)
 def test_newlines_are_paid_for_and_kept_only_where_a_token_is(case, method):
-    valid, lines, ratio = case[0], case[3], case[-1]
+    (method, options), valid, lines, ratio = method, case[0], case[3], case[-1]
     views = views_of(case, 0, lines=True)
-    keep = select(views, ratio, method)
+    keep = select(views, ratio, method, **options)
     budget = budget_of(views, ratio)
     assert not (keep.crops & ~valid).any()
     assert int(keep.thumbnail.sum()) == budget.thumbnail
@@ -185,6 +189,38 @@ def test_a_constant_added_to_the_thumbnail_changes_nothing(constant):
     assert torch.equal(counts(thumbnail), counts(thumbnail + constant))
     flat = counts(torch.full((8, 8), constant)) / valid.flatten(1).sum(1)
     assert float(flat.max() - flat.min()) <= 1 / 32 + 1e-6
+
+
+def test_allocation_by_attention_written_down_a_second_time():
+    """3 x 1 crops, a quarter of the first and of the last padded; the thumbnail shows the valid 10 rows of tokens."""
+    generator = torch.Generator().manual_seed(0)
+    valid = torch.ones(3, 4, 4, dtype=torch.bool)
+    valid[0, 0], valid[2, 3] = False, False
+    scores, thumbnail = torch.randn(3, 16, generator=generator), torch.randn(16, generator=generator)
+    views = Views(scores[None], valid.flatten(1), (3, 1), thumbnail_scores=thumbnail[None])
+    ratios = globalcom2(views, 0.2, allocation="attention").ratios[0]
+
+    seen = [math.exp(v) for v in thumbnail.tolist()]
+    own = [[math.exp(v) if ok else 0.0 for v, ok in zip(*row, strict=True)] for row in zip(scores.tolist(), valid.flatten(1).tolist(), strict=True)]  # fmt: skip
+    edges = [0.0, 3 / 10 * 4, 7 / 10 * 4, 4.0]  # of the crops, in rows of the thumbnail
+    for crop, count in enumerate((12, 16, 12)):
+        mass = sum(
+            value * max(0.0, min(edges[crop + 1], i // 4 + 1) - max(edges[crop], i // 4))
+            for i, value in enumerate(seen)
+        )
+        share = (mass / sum(seen) + sum(own[crop]) / sum(map(sum, own))) / 2
+        assert ratios[crop].item() == pytest.approx(min(1.0, 0.2 * share * 40 / count), rel=1e-6)
+
+
+@pytest.mark.parametrize("score_type", ["attention", "received", "similarity"])
+def test_allocation_by_attention_needs_logits(score_type):
+    views = Views(torch.rand(4, 9), grid=(2, 2), thumbnail_scores=torch.rand(9), score_type=score_type)
+    with pytest.raises(InputError, match=f"scores before the softmax .* got score_type '{score_type}'"):
+        select(views, 0.5, allocation="attention")
+    with pytest.raises(InputError, match="got a video's guidance"):
+        select(Views(torch.rand(4, 9), guidance=torch.rand(4, 9)), 0.5, allocation="attention")
+    with pytest.raises(InputError, match="allocation must be one of softmax, attention"):
+        select(views, 0.5, allocation="area")
 
 
 def test_huge_scores_keep_their_order():

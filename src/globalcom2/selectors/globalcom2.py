@@ -18,6 +18,7 @@ from globalcom2.views import Views
 TEMPERATURES = {"logits": 10.0, "attention": 0.1, "mean_query": 10.0, "received": 0.1, "similarity": 10.0}
 # VidCom²'s, which belongs to the Gaussian kernels that guide in videos.
 GUIDANCE_TEMPERATURE = 0.01
+LOGITS = ("logits", "mean_query")
 EPSILON = 1e-8
 # Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
 # that a temperature means the same at every resolution.
@@ -32,6 +33,7 @@ def globalcom2(
     alpha: float = 0.5,
     crop_mass: str = "sum",
     regions: str = "overlap",
+    allocation: str = "softmax",
 ) -> Ranking:
     """Thumbnail compression, adaptive compression adjustment and holistic token evaluation.
 
@@ -47,10 +49,17 @@ def globalcom2(
             equal area of a 576-token thumbnail, so that neither resolution, padding nor a constant added to all scores
             favours a crop; "blocks" cuts the
             thumbnail into equal blocks, the remainder going to the last one, as the published code does.
+        allocation: "softmax" is the paper's: the ratio of a crop stays between R * (1 - 1 / crops) and
+            R * (2 - 1 / crops). "attention" gives every crop tokens in proportion to the attention that it gets: the mean
+            of its share of the thumbnail's attention and its share where all crops compete in one softmax. It knows no
+            temperature and no `crop_mass`, and needs scores before the softmax.
 
     Returns:
         The thumbnail by its own scores; crop tokens by `alpha` * thumbnail + (1 - `alpha`) * local score, each
-        L2-normalised over the crop; ratios R * (1 + softmax(mass / temperature) - mean).
+        L2-normalised over the crop; ratios R * (1 + softmax(mass / temperature) - mean), or by attention.
+
+    Raises:
+        InputError: An option out of range, or `allocation="attention"` for scores that are not logits.
 
     Paper: https://arxiv.org/abs/2501.05179. Differs from the paper: follows the published code where they disagree
     (scores before the softmax, L2 normalisation); `regions="overlap"` equals the code's blocks where nothing is padded
@@ -60,6 +69,14 @@ def globalcom2(
         raise InputError(f"crop_mass must be one of sum, mean, max, got {crop_mass!r}.")
     if regions not in ("overlap", "blocks"):
         raise InputError(f"regions must be one of overlap, blocks, got {regions!r}.")
+    if allocation not in ("softmax", "attention"):
+        raise InputError(f"allocation must be one of softmax, attention, got {allocation!r}.")
+    if allocation == "attention" and (views.score_type not in LOGITS or views.thumbnail_scores is None):
+        got = f"score_type {views.score_type!r}" if views.guidance is None else "a video's guidance"
+        raise InputError(
+            f"allocation='attention' needs a thumbnail and scores before the softmax ({' or '.join(LOGITS)}), got {got}. "
+            "Use allocation='softmax'."
+        )
     if not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}.")
     if temperature is None:
@@ -75,10 +92,29 @@ def globalcom2(
         return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
 
     mass, seen = _by_guidance(views, crop_mass) if thumbnail is None else _by_thumbnail(views, crop_mass, regions)
-    shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
-    shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
-    ratios = (retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))).clamp(max=1.0)
+    if allocation == "attention":
+        ratios = retention_ratio * _attention_density(views)
+    else:
+        shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
+        shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
+        ratios = retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))
+    ratios = ratios.clamp(max=1.0)
     return Ranking(thumbnail, alpha * _unit(seen, valid) + (1 - alpha) * _unit(views.scores, valid), ratios)
+
+
+def _attention_density(views: Views) -> Tensor:
+    """Attention per valid token of every crop over that of the whole image, float64 (batch, crops).
+
+    The thumbnail sees what matters in the whole, and no small print; the crops see that. Both have a half say.
+    """
+    thumbnail: Tensor = views.thumbnail_scores  # type: ignore[assignment]
+    rows, cols = Canvas(views).overlaps()
+    seen = rows @ thumbnail.double().softmax(-1).unflatten(-1, views.thumbnail_grid) @ cols.T  # type: ignore[arg-type]
+    valid = views.valid_mask
+    competing = views.scores.double().masked_fill(~valid, -torch.inf).flatten(-2).softmax(-1)
+    share = (seen.flatten(-2) + competing.view(views.scores.shape).sum(-1)) / 2
+    count = valid.sum(-1)
+    return share * count.sum() / count.clamp(min=1)
 
 
 def _by_guidance(views: Views, crop_mass: str) -> tuple[Tensor, Tensor]:
