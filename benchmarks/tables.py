@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from globalcom2.evals import markdown_table, percent
+from globalcom2.evals import label, markdown_table, percent
 from globalcom2.intervals import Bootstrap, interval
 from globalcom2.mini import EVALUATION_SET
 from globalcom2.questions import load_pictures
@@ -42,12 +42,12 @@ def reading() -> str:
     read = np.array([question.kind == "read" for picture in pictures for question in picture.questions])
     owner = np.repeat(np.arange(len(pictures)), [len(picture.questions) for picture in pictures])
     bootstrap, rows = Bootstrap(owner), runs("mini-eval")
-    drawn = {(r["method"], r["retention_ratio"]): bootstrap.accuracies(_right(r), read) for r in rows}
-    exact = {(r["method"], r["retention_ratio"]): r["kinds"]["read"] for r in rows}
+    drawn = {(label(r), r["retention_ratio"]): bootstrap.accuracies(_right(r), read) for r in rows}
+    exact = {(label(r), r["retention_ratio"]): r["kinds"]["read"] for r in rows}
     lines = ["| method | ratio | read | 95 % interval | minus uniform, points |", "|---|---|---|---|---|"]
     for row in rows:
         low, high = row["kind_intervals"]["read"]
-        method, ratio = row["method"], row["retention_ratio"]
+        method, ratio = label(row), row["retention_ratio"]
         other, difference = drawn.get(("uniform", ratio)), ""
         if other is not None and method != "uniform":
             least, most = interval(100 * (drawn[method, ratio] - other))

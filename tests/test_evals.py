@@ -109,9 +109,13 @@ def test_rows_count_what_was_really_fed(mini, pictures):
 
 
 def test_settings_start_with_all_tokens_once():
-    found = settings_of(["a", "b"], [0.1, 1.0, 0.5])
-    expected = [Setting(FULL, 1.0), Setting("a", 0.5), Setting("b", 0.5), Setting("a", 0.1), Setting("b", 0.1)]
+    found = settings_of(["uniform", "globalcom2:alpha=0.3,newlines=none", "uniform"], [0.1, 1.0, 0.5])
+    options = {"alpha": 0.3, "newlines": "none"}
+    expected = [Setting(FULL, 1.0)]
+    for ratio in (0.5, 0.1):
+        expected += [Setting("uniform", ratio), Setting("globalcom2", ratio, options)]
     assert found == expected
+    assert len({setting.name for setting in found}) == len(found)
 
 
 def test_intervals_equal_a_bootstrap_over_pictures_by_hand():
@@ -164,12 +168,15 @@ def test_the_shipped_set_is_what_it_says():
 def test_command_line_writes_result_and_plot_and_takes_it_up_again(tmp_path, capsys):
     out, plot = tmp_path / "result.json", tmp_path / "plot.png"
     arguments = ["eval", "--pictures", "4", "--retention", "0.25", "--method", "uniform", "--out", str(out)]
+    arguments += ["--method", "globalcom2:alpha=0.3"]
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--plot", str(plot), "--json"])
     assert stop.value.code == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text())
-    assert [run["method"] for run in printed["runs"]] == [FULL, "uniform"]
+    assert [(run["method"], run["options"]) for run in printed["runs"]] == [
+        (FULL, {}), ("uniform", {}), ("globalcom2", {"alpha": 0.3}),
+    ]  # fmt: skip
     assert plot.stat().st_size > 5000
     assert not list(tmp_path.glob("*.partial*"))
     with pytest.raises(SystemExit):
@@ -184,6 +191,8 @@ def test_command_line_writes_result_and_plot_and_takes_it_up_again(tmp_path, cap
     [
         (["--retention", "10"], "Did you mean 0.1?"),
         (["--method", "globalcon2"], "globalcom2"),
+        (["--method", "globalcom2:alpha"], "must be NAME=VALUE, got 'alpha'"),
+        (["--method", "globalcom2:alfa=0.3"], "Did you mean 'alpha'"),
         (["--dataset", "nowhere.parquet"], "which is not there"),
         (["--out", "result.txt"], "--out must be a .json file"),
         (["--plot", "nowhere/plot.png"], "--plot must be"),

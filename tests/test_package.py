@@ -24,10 +24,10 @@ LAYERS = [
     {"generating", "picture"},
     {"patching"},
     {"compression", "mini"},
-    {"loading", "comparison", "estimation", "questions", "intervals", "plots", "integrations"},
+    {"loading", "comparison", "estimation", "questions", "intervals", "integrations"},
     {"bench", "answers"},
     {"evals"},
-    {"analysis"},
+    {"analysis", "plots"},
     {"cli"},
     {"__main__"},
 ]

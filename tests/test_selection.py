@@ -209,7 +209,7 @@ def test_allocation_by_attention_written_down_a_second_time():
             for i, value in enumerate(seen)
         )
         share = (mass / sum(seen) + sum(own[crop]) / sum(map(sum, own))) / 2
-        assert ratios[crop].item() == pytest.approx(min(1.0, 0.2 * share * 40 / count), rel=1e-6)
+        assert ratios[crop].item() == pytest.approx(0.2 * (0.25 + 0.75 * share * 40 / count), rel=1e-6)
 
 
 @pytest.mark.parametrize("score_type", ["attention", "received", "similarity"])

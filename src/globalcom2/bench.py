@@ -22,6 +22,7 @@ from globalcom2._version import __version__
 from globalcom2.compression import compress
 from globalcom2.estimation import estimate_costs
 from globalcom2.families import load_adapter
+from globalcom2.methods import parse_method
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan:
     greedy = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [model.config.image_token_id]}
     block: AbstractContextManager[Any] = nullcontext()
     if setting.method != "none":
-        block = compress(model, setting.retention_ratio, setting.method)
+        method, options = parse_method(setting.method)
+        block = compress(model, setting.retention_ratio, method, **options)
     with block as compression:
         memory = PeakMemory(model.device)
         first = _timed(lambda: model.generate(**inputs, **greedy, max_new_tokens=1), model.device)

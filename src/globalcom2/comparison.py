@@ -13,6 +13,7 @@ from PIL import Image
 from globalcom2.compression import compress
 from globalcom2.costs import prefill_flops, tower_flops
 from globalcom2.errors import InputError
+from globalcom2.methods import parse_method
 from globalcom2.picture import draw_picture
 
 
@@ -55,7 +56,8 @@ def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked
         )
     inputs = processor(text=chat_prompt(processor, asked.question), images=image, return_tensors="pt").to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    compression = compress(model, asked.retention_ratio, asked.method)
+    method, options = parse_method(asked.method)
+    compression = compress(model, asked.retention_ratio, method, **options)
     model.generate(**inputs, max_new_tokens=1, do_sample=False)
     with compression:
         model.generate(**inputs, max_new_tokens=1, do_sample=False)

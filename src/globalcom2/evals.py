@@ -19,6 +19,7 @@ from globalcom2.answers import answer_questions
 from globalcom2.compression import compress
 from globalcom2.errors import InputError
 from globalcom2.intervals import Bootstrap, interval
+from globalcom2.methods import parse_method
 from globalcom2.questions import Picture, fingerprint
 
 FULL = "all tokens"
@@ -48,9 +49,16 @@ class Setting:
 
 
 def settings_of(methods: Iterable[str], ratios: Iterable[float]) -> list[Setting]:
-    """All tokens once and first, then every method at every ratio below 1, the largest ratio first."""
+    """All tokens once and first, then every method, as `parse_method` reads it, at every ratio below 1, largest first."""
     below = sorted({ratio for ratio in ratios if ratio < 1.0}, reverse=True)
-    return [Setting(FULL, 1.0), *(Setting(method, ratio) for ratio in below for method in dict.fromkeys(methods))]
+    parsed = [parse_method(method) for method in dict.fromkeys(methods)]
+    return [Setting(FULL, 1.0), *(Setting(name, ratio, options) for ratio in below for name, options in parsed)]
+
+
+def label(row: dict[str, Any]) -> str:
+    """A row's method with its options, for tables and plots."""
+    options = ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items())
+    return f"{row['method']}, {options}" if options else str(row["method"])
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,8 @@ def evaluate(
         One row per setting, see `summarize`.
     """
     journal = journal or Journal(None, {})
+    for setting in settings:  # a wrong option is told before hours of work
+        setting.block(model)
     for setting in settings:
         for batch in batches(pictures, batch_size):
             if any((setting.name, picture.number) not in journal.found for picture in batch):
@@ -258,6 +268,6 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
         low, high = row["interval"]
         cells = [f"{row['kinds'][kind]:.1%}" for kind in kinds]
         cells += [f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})", percent(row["relative"])]
-        head = f"| {row['method']} | {row['retention_ratio']:g} | {row['visual_tokens']:.0f} | "
+        head = f"| {label(row)} | {row['retention_ratio']:g} | {row['visual_tokens']:.0f} | "
         lines.append(head + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -88,6 +89,28 @@ def get_method(name: str) -> Method:
     if not isinstance(name, str) or name not in _METHODS:
         raise unknown_name("method", name, _METHODS)
     return _METHODS[name]
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method with options as the command line has them, such as "globalcom2:alpha=0.3,newlines=none".
+
+    Returns:
+        The method's name and the options, for `compress(model, ratio, name, **options)`.
+
+    Raises:
+        InputError: An unknown method, or an option without a value.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        option, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"an option of method {name!r} must be NAME=VALUE, got {part!r}. Write {part}=VALUE.")
+        try:
+            options[option.strip()] = json.loads(value)
+        except ValueError:
+            options[option.strip()] = value.strip()
+    return get_method(name).name, options
 
 
 def check_options(method: Method, options: dict[str, Any], also: tuple[str, ...] = ()) -> None:

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from globalcom2.evals import label
+
 COLORS = ("#c44e52", "#4c72b0", "#8c8c8c", "#55a868", "#dd8452", "#8172b3")
 
 
@@ -20,8 +22,8 @@ def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
     ticks = [a for a, b in zip(counts, [*counts[1:], 2 * counts[-1]], strict=True) if b > 1.4 * a]
     figure, axes = _figure(len(kinds) + 1)
     for axis, kind in zip(axes, [None, *kinds], strict=False):
-        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows[1:])):
-            points = [rows[0], *(row for row in rows if row["method"] == method)]
+        for number, method in enumerate(dict.fromkeys(label(row) for row in rows[1:])):
+            points = [rows[0], *(row for row in rows if label(row) == method)]
             color = COLORS[number % len(COLORS)]
             tokens = [row["visual_tokens"] for row in points]
             low, high = zip(*(_interval(row, kind) for row in points), strict=True)

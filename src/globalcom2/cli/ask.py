@@ -13,7 +13,7 @@ from rich.table import Table
 from globalcom2.budget import check_ratio
 from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, notes
 from globalcom2.errors import InputError
-from globalcom2.methods import get_method
+from globalcom2.methods import parse_method
 
 
 @app.command()
@@ -23,7 +23,9 @@ def ask(
     ] = None,
     question: Annotated[str | None, typer.Argument(help="Default: the demo question.", show_default=False)] = None,
     retention: Annotated[float, typer.Option(help="Fraction of the visual tokens to keep, in (0, 1].")] = 0.1,
-    method: Annotated[str, typer.Option(help="Selector, see `globalcom2 methods`.")] = "globalcom2",
+    method: Annotated[
+        str, typer.Option(help="Selector, with options if you like: globalcom2:alpha=0.3.")
+    ] = "globalcom2",
     model: Annotated[str, typer.Option(help="'mini', a folder with a checkpoint, or a name on the hub.")] = "mini",
     picture: Annotated[Path | None, typer.Option(help="Draw what was kept into this file (png, pdf, svg).")] = None,
     dtype: Dtype = "auto",
@@ -35,7 +37,7 @@ def ask(
 ) -> None:
     """Answer a question about a picture with all visual tokens and with a part of them."""
     check_ratio(retention)
-    get_method(method)
+    parse_method(method)
     if image is not None and question is None:
         raise InputError("QUESTION must be given with an image, got none. Put it in quotes after the image.")
     if picture is not None and (

@@ -15,7 +15,7 @@ from rich.table import Table
 from globalcom2.budget import check_ratio
 from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, notes
 from globalcom2.errors import InputError
-from globalcom2.methods import get_method
+from globalcom2.methods import parse_method
 
 
 @app.command()
@@ -99,7 +99,9 @@ def bench(
     retention: Annotated[
         list[float] | None, typer.Option(help="Ratio; repeat for several.", show_default=False)
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Method; repeat for several.", show_default=False)] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method, as in eval; repeat for several.", show_default=False)
+    ] = None,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeat for several.", show_default=False)] = None,
     image: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT in px. Default: 2 x 2 crops.", show_default=False)
@@ -119,7 +121,9 @@ def bench(
 ) -> None:
     """Measure time to first token by phase, decoding and memory, with and without compression."""
     ratios = [check_ratio(ratio) for ratio in retention or [0.5, 0.25, 0.1]]
-    names = [get_method(name).name for name in method or ["globalcom2"]]
+    names = method or ["globalcom2"]
+    for name in names:
+        parse_method(name)
     if compare not in (None, "eager"):
         raise InputError(f"--compare must be 'eager', got {compare!r}.")
     with notes.status("Loading torch and transformers"):

@@ -18,7 +18,7 @@ from globalcom2._version import __version__
 from globalcom2.budget import check_ratio
 from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, notes
 from globalcom2.errors import InputError
-from globalcom2.methods import get_method
+from globalcom2.methods import parse_method
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
 METHODS = ("globalcom2", "uniform", "random")
@@ -41,7 +41,12 @@ def evaluation(
     retention: Annotated[
         list[float] | None, typer.Option(help="Ratio; repeat for several.", show_default=False)
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Method; repeat for several.", show_default=False)] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Method, with options if you like: globalcom2:alpha=0.3; repeat for several.", show_default=False
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="'mini', a folder with a checkpoint, or a name on the hub.")] = "mini",
     dataset: Dataset = None,
     pictures: Pictures = None,
@@ -56,7 +61,9 @@ def evaluation(
 ) -> None:
     """Measure how well a model answers with fewer visual tokens: methods x ratios on an evaluation set."""
     ratios = [check_ratio(ratio) for ratio in retention or RATIOS]
-    names = [get_method(name).name for name in method or METHODS]
+    names = method or METHODS
+    for name in names:
+        parse_method(name)
     _check_file("--out", out, (".json",))
     _check_file("--plot", plot, (".png", ".pdf", ".svg"))
     with notes.status("Loading torch and transformers"):
@@ -85,7 +92,7 @@ def evaluation(
 
         draw_eval(rows, plot)
     if not as_json:
-        _print_rows(result, ["method", "ratio"], lambda row: [row["method"], f"{row['retention_ratio']:g}"])
+        _print_rows(result, ["method", "ratio"], lambda row: [evals.label(row), f"{row['retention_ratio']:g}"])
 
 
 @app.command()

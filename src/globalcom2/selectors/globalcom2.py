@@ -19,6 +19,7 @@ TEMPERATURES = {"logits": 10.0, "attention": 0.1, "mean_query": 10.0, "received"
 # VidCom²'s, which belongs to the Gaussian kernels that guide in videos.
 GUIDANCE_TEMPERATURE = 0.01
 LOGITS = ("logits", "mean_query")
+EVEN = 0.25  # of a budget that follows attention: what is shared evenly, so that a wrong score costs no crop everything
 EPSILON = 1e-8
 # Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
 # that a temperature means the same at every resolution.
@@ -50,9 +51,10 @@ def globalcom2(
             favours a crop; "blocks" cuts the
             thumbnail into equal blocks, the remainder going to the last one, as the published code does.
         allocation: "softmax" is the paper's: the ratio of a crop stays between R * (1 - 1 / crops) and
-            R * (2 - 1 / crops). "attention" gives every crop tokens in proportion to the attention that it gets: the mean
-            of its share of the thumbnail's attention and its share where all crops compete in one softmax. It knows no
-            temperature and no `crop_mass`, and needs scores before the softmax.
+            R * (2 - 1 / crops). "attention" gives three quarters of the budget to the crops in proportion to the
+            attention that they get, one quarter evenly. A crop's attention is the mean of its share of the thumbnail's and
+            its share where all crops compete in one softmax. It knows no temperature and no `crop_mass`, and needs scores
+            before the softmax.
 
     Returns:
         The thumbnail by its own scores; crop tokens by `alpha` * thumbnail + (1 - `alpha`) * local score, each
@@ -93,7 +95,7 @@ def globalcom2(
 
     mass, seen = _by_guidance(views, crop_mass) if thumbnail is None else _by_thumbnail(views, crop_mass, regions)
     if allocation == "attention":
-        ratios = retention_ratio * _attention_density(views)
+        ratios = retention_ratio * (EVEN + (1 - EVEN) * _attention_density(views))
     else:
         shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
         shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
@@ -114,7 +116,8 @@ def _attention_density(views: Views) -> Tensor:
     competing = views.scores.double().masked_fill(~valid, -torch.inf).flatten(-2).softmax(-1)
     share = (seen.flatten(-2) + competing.view(views.scores.shape).sum(-1)) / 2
     count = valid.sum(-1)
-    return share * count.sum() / count.clamp(min=1)
+    density: Tensor = share * count.sum() / count.clamp(min=1)
+    return density
 
 
 def _by_guidance(views: Views, crop_mass: str) -> tuple[Tensor, Tensor]:

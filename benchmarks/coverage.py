@@ -1,0 +1,144 @@
+"""Why a selector reads well or badly: how often the two digits that are asked for are among the tokens that it keeps.
+
+    python benchmarks/coverage.py --pictures 300 --out benchmarks/results/mini-coverage.json
+
+No language model has a say in this, so that it tells apart what selection loses and what the model cannot read. Pictures and
+questions are those of the tuning set, drawn again, because only their scenes know which patch shows which digit. Newlines
+count in the budget as they do by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training" / "mini"))
+
+from evaluation_set import questions_about
+from globalcom2 import Views, load_mini, select
+from globalcom2.bench import machine
+from globalcom2.compression import Compression, compress
+from globalcom2.intervals import Bootstrap, interval
+from globalcom2.methods import Method, register_method
+from globalcom2.selection import Keep
+from globalcom2.selectors import Ranking
+from scenes import TUNING_PHOTOS, Scene, scene
+from tower import PARTS, crop
+
+RATIOS = (0.25, 0.1, 0.05)
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "random": ("random", {}),
+    "uniform": ("uniform", {}),
+    "globalcom2": ("globalcom2", {}),
+    "globalcom2, alpha=0": ("globalcom2", {"alpha": 0.0}),
+    "globalcom2, alpha=0.3": ("globalcom2", {"alpha": 0.3}),
+    "globalcom2, allocation=attention": ("globalcom2", {"allocation": "attention"}),
+    "globalcom2, allocation=attention, alpha=0": ("globalcom2", {"allocation": "attention", "alpha": 0.0}),
+    "globalcom2, allocation=attention, alpha=0.3": ("globalcom2", {"allocation": "attention", "alpha": 0.3}),
+    "budgets by the number of tags or lines in each crop": ("told", {}),
+    "uniform, newlines=none": ("uniform", {"newlines": "none"}),
+    "globalcom2, allocation=attention, alpha=0.3, newlines=none": (
+        "globalcom2",
+        {"allocation": "attention", "alpha": 0.3, "newlines": "none"},
+    ),
+}
+
+
+class Picture(NamedTuple):
+    """What a selector saw of a picture, and where the digits are."""
+
+    views: Views
+    owners: NDArray[np.int64]
+    """(crops, len(PARTS), tokens): number of the tag or line that a token shows, by part."""
+    asked: list[int]
+    """Tags or lines whose number is asked for."""
+
+
+class Watching(Compression):
+    """Remembers the views of its last call."""
+
+    views: Views
+
+    def keep(self, views: Views, known_grid: bool = True) -> Keep:
+        """As ever."""
+        self.views = views
+        return super().keep(views, known_grid)
+
+
+def told(views: Views, retention_ratio: float, *, things: Tensor) -> Ranking:
+    """What no selector can know: a crop's share of the budget is its share of the tags or lines. Local scores rank."""
+    return Ranking(views.thumbnail_scores, views.scores, (things + 0.3)[None])
+
+
+def asked_about(shown: Scene, questions: list[tuple[str, str, str]]) -> list[int]:
+    """Numbers of the tags or lines that `read` and `document` questions name."""
+    names = [line.word for line in shown.lines] or [tag.name for tag in shown.tags]
+    texts = [text for kind, text, _ in questions if kind in ("read", "document")]
+    return [next(number for number, name in enumerate(names) if f"the {name}?" in text) for text in texts]
+
+
+@torch.inference_mode()
+def pictures(count: int) -> list[Picture]:
+    """The tuning set's first pictures, through the vision tower."""
+    model, processor = load_mini()
+    compression = Watching(model, compress(model, 0.5).settings)
+    found: list[Picture] = []
+    numbers = iter(range(sys.maxsize))
+    for _ in track(range(count), "Looking"):
+        questions = None
+        while questions is None:
+            number = next(numbers)
+            shown = scene(f"tuning-{number}", photos=TUNING_PHOTOS)
+            questions = questions_about(random.Random(f"tuning-questions-{number}"), shown)
+        inputs = processor(text="<s><user><image>read<assistant>", images=shown.image, return_tensors="pt")
+        with compression:
+            model(**inputs)
+        crops = [crop(shown, row, col).owners.numpy() for row in range(shown.grid[0]) for col in range(shown.grid[1])]
+        found.append(Picture(compression.views, np.stack(crops), asked_about(shown, questions)))
+    return found
+
+
+def covered(picture: Picture, ratio: float, method: str, options: dict[str, Any]) -> list[bool]:
+    """For every number that is asked for, whether a token of its tens and one of its units stay."""
+    tens, units = (picture.owners[:, PARTS.index(part)] for part in ("tens", "units"))
+    if method == "told":
+        options = {"things": torch.tensor([len(set(own[own >= 0].tolist())) for own in tens], dtype=torch.float64)}
+    kept = select(picture.views, ratio, method, **options).crops[0].numpy()
+    return [bool(((tens == thing) & kept).any() and ((units == thing) & kept).any()) for thing in picture.asked]
+
+
+def main() -> None:
+    """Print and write the shares."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    register_method(Method("told", "coverage:told", "What no selector can know", "this file"))
+    shown = pictures(args.pictures)
+    owner = np.repeat(np.arange(len(shown)), [len(picture.asked) for picture in shown])
+    bootstrap, rows = Bootstrap(owner), []
+    for ratio in RATIOS:
+        for name, (method, options) in SETTINGS.items():
+            right = np.array([hit for picture in shown for hit in covered(picture, ratio, method, options)])
+            found = {"setting": name, "retention_ratio": ratio, "covered": float(right.mean())}
+            rows.append({**found, "interval": interval(bootstrap.accuracies(right))})
+            print(f"{ratio:5g} {right.mean():6.1%}  {name}")
+    if args.out:
+        made = {"benchmark": "digits asked for that stay, mini model, tuning set", **machine(torch.device("cpu"))}
+        args.out.write_text(
+            json.dumps({**made, "pictures": len(shown), "numbers": len(owner), "runs": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
