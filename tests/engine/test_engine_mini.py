@@ -1,5 +1,6 @@
 """The mini model in an engine: its answers, its caches, and what it does with input that is not as it should be."""
 
+import json
 from dataclasses import replace
 
 import engines
@@ -117,8 +118,9 @@ def test_strips_and_dots(mini, size):
 def test_embeddings_of_images_pass_through():
     from globalcom2.mini import FOLDER
 
+    width = json.loads((FOLDER / "config.json").read_text())["text_config"]["hidden_size"]
     with engines.running(FOLDER, {"enable_mm_embeds": True}, globalcom2_retention=0.1) as engine:
-        prompt = {"prompt": QUESTION, "multi_modal_data": {"image": torch.randn(1, 20, 192)}}
+        prompt = {"prompt": QUESTION, "multi_modal_data": {"image": torch.randn(1, 20, width)}}
         assert placeholders(engines.answers(engine, [prompt])[0]) == 20
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from scenes import COLORS, ITEMS, SHAPES, WORDS, Scene, Tag
+from scenes import COLORS, ITEMS, SHAPES, Scene, Tag
 
 Asked = tuple[str, str, str]  # kind, question, answer
 
@@ -98,39 +98,3 @@ def absent_pairs(rng: random.Random, tags: list[Tag], many: int) -> list[tuple[s
     absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
     near = [pair for pair in absent if any(pair[0] == c or pair[1] == s for c, s in present)]
     return [rng.choice(near if rng.random() < 0.5 else absent) for _ in range(many)]
-
-
-def caption(rng: random.Random, scene: Scene) -> str:
-    """Everything in random order: every word after the first is a supervised look-up.
-
-    Half of the time the shape comes first, so that colours are looked up by shape as well as shapes by colour.
-    """
-    if scene.lines:
-        lines = rng.sample(scene.lines, len(scene.lines))
-        return ", ".join(f"{line.word} {line.number}" for line in lines)
-    tags, shape_first = rng.sample(scene.tags, len(scene.tags)), rng.random() < 0.5
-    return ", ".join(f"{t.shape} {t.color} {t.number}" if shape_first else f"{t.name} {t.number}" for t in tags)
-
-
-def look_ups(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    """What is asked, in as few words as can be, and its answer: up to twelve of all that can be asked, in random order.
-
-    Every kind of question has its look-up here, because here a step is cheap and most words are supervised.
-    """
-    if scene.lines:
-        entries = [(line.word, str(line.number)) for line in scene.lines]
-        present = {line.word for line in scene.lines}
-        entries += [(word, "no") for word in WORDS if word not in present]
-        return rng.sample(entries, len(entries))
-    tags, shapes = scene.tags, {tag.shape for tag in scene.tags}
-    entries = [(tag.name, str(tag.number)) for tag in tags]
-    entries += [(f"{color} {shape}", "no") for color, shape in absent_pairs(rng, tags, (len(tags) + 1) // 2)]
-    entries += [(tag.shape, tag.color) for tag in with_unique_shape(tags)]
-    entries += [(shape, "no") for shape in SHAPES if shape not in shapes][:1]
-    entries.append(("tags", str(len(tags))))
-    found = [left(rng, scene), left(rng, scene), largest(rng, scene)]
-    entries += [
-        (text.removeprefix("which is on the ").rstrip("?"), answer) for _, text, answer in filter(None, found[:2])
-    ]
-    entries += [("largest", answer) for _, _, answer in filter(None, found[2:])]
-    return rng.sample(entries, min(12, len(entries)))

@@ -1,10 +1,11 @@
 """Step 1: the vision tower (CLIP architecture), from random weights, with dense supervision.
 
 Read-outs of the second-last layer, which is the one that LLaVA-NeXT uses: every patch of a tag or a document's line is
-asked for colour and shape or for the word, for a digit where one stands, and whether it holds the centre; [CLS] is asked which names,
-digits and words are in the view and how many things, so that its attention row means something.
+asked for colour and shape or for the word, for a digit where one stands, whether it holds the centre, and where in the view
+it is; [CLS] is asked which names, digits and words are in the view and how many things, so that its attention row means
+something.
 
-    python tower.py OUT.pt --steps 7000        resumes from OUT.pt if it is there
+    python tower.py OUT.pt --steps 4000        resumes from OUT.pt if it is there
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,22 +58,24 @@ PATCH_HEADS = {
     "units": 10,
     "word": len(WORDS) + 1,
     "centre": 2,
+    "column": SIDE,
 }
 BACKGROUND = {"color": len(COLORS), "word": len(WORDS), "centre": 0}
-WEIGHTS = {"color": 1.0, "shape": 1.0, "tens": 1.5, "units": 1.5, "word": 1.0, "centre": 0.5}
+PARTS = ("any", "tens", "units", "centre")  # of a tag or line
+WEIGHTS = {"color": 1.0, "shape": 1.0, "tens": 1.5, "units": 1.5, "word": 1.0, "centre": 0.5, "column": 0.2}
 MEAN = (0.481, 0.458, 0.408)
 STD = (0.269, 0.261, 0.276)
 
 
 def tower_config() -> CLIPVisionConfig:
     return CLIPVisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=5,
-        num_attention_heads=6,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=8,
         image_size=VIEW,
         patch_size=PATCH,
-        projection_dim=192,
+        projection_dim=256,
         hidden_act="quick_gelu",
     )
 
@@ -101,34 +105,42 @@ class Windows(Dataset):
             lines = place_lines(rng, VIEW, VIEW, rng.randint(3, MOST_LINES))
             return labelled(Scene(recompressed(rng, draw_document(rng, VIEW, VIEW, lines)), lines=lines))
         whole = scene(seed, documents=0.1)
-        if kind < 0.85:
-            small = whole.image.resize((VIEW, VIEW), Image.Resampling.BICUBIC)
-            return labelled(replace(whole, image=small), scale=(VIEW / whole.image.width, VIEW / whole.image.height))
-        left = VIEW * rng.randrange(whole.grid[1])
-        top = VIEW * rng.randrange(whole.grid[0])
-        tags = [replace(t, x=t.x - left, y=t.y - top) for t in whole.tags]
-        lines = [replace(n, left=n.left - left, right=n.right - left, y=n.y - top) for n in whole.lines]
-        return labelled(Scene(whole.image.crop((left, top, left + VIEW, top + VIEW)), tags, lines))
+        if kind < 0.87:
+            return thumbnail(whole)
+        return crop(whole, rng.randrange(whole.grid[0]), rng.randrange(whole.grid[1]))
 
 
-def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)):
-    """A view with what each patch and the whole of it show.
+class Labelled(NamedTuple):
+    """A view with what each patch and the whole of it show."""
+
+    pixels: torch.Tensor
+    """uint8 (3, VIEW, VIEW)."""
+    patches: torch.Tensor
+    """int64 (len(PATCH_HEADS), SIDE * SIDE), IGNORE where nothing is asked."""
+    view: torch.Tensor
+    """float (VIEW_LABELS,)."""
+    things: int
+    """Number of tags and lines, at most MOST_THINGS."""
+    owners: torch.Tensor
+    """int64 (len(PARTS), SIDE * SIDE): which of the scene's tags or lines a patch shows, by part, -1 for none."""
+
+
+def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)) -> Labelled:
+    """The labels of a view.
 
     Args:
         seen: A scene whose image is one view.
         scale: Size of the view over that of its tags' coordinates; below one nothing is legible.
-
-    Returns:
-        Pixels uint8 (3, VIEW, VIEW), patch labels (len(PATCH_HEADS), SIDE * SIDE), view labels (VIEW_LABELS,) and the
-        number of tags and lines.
     """
     labels = np.full((len(PATCH_HEADS), SIDE * SIDE), IGNORE, np.int64)
     by_head = dict(zip(PATCH_HEADS, labels, strict=True))
     by_head["color"][:], by_head["word"][:], by_head["centre"][:] = len(COLORS), len(WORDS), 0
+    by_head["column"][:] = np.arange(SIDE * SIDE) % SIDE
     view, things = np.zeros(VIEW_LABELS, np.float32), 0
+    owners = np.full((len(PARTS), SIDE * SIDE), -1, np.int64)
     (sx, sy), legible = scale, scale == (1.0, 1.0)
     best = np.zeros(SIDE * SIDE)  # a patch belongs to the tag that covers most of it
-    for tag in seen.tags:
+    for number, tag in enumerate(seen.tags):
         canvas = Image.new("L", (VIEW, VIEW))
         ImageDraw.Draw(canvas).polygon([(x * sx, y * sy) for x, y in outline(tag)], fill=1)
         share = patches(np.asarray(canvas, np.float32))
@@ -139,12 +151,13 @@ def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)):
         color, shape = list(COLORS).index(tag.color), SHAPES.index(tag.shape)
         by_head["color"][inside], by_head["shape"][inside] = color, shape
         view[color * len(SHAPES) + shape] = 1
-        things += mark_centre(by_head["centre"], tag.x * sx, tag.y * sy)
+        owners[0][inside] = number
+        things += mark_centre(by_head["centre"], owners, number, tag.x * sx, tag.y * sy)
         boxes = tag.digit_boxes()
         if legible and within(boxes):
-            mark_digits(by_head, boxes, tag.number)
+            mark_digits(by_head, owners, number, boxes, tag.number)
             mark_number(view, tag.number)
-    for line in seen.lines if legible else ():
+    for number, line in enumerate(seen.lines if legible else ()):
         boxes = line.boxes()
         if not within(boxes):
             continue
@@ -152,34 +165,52 @@ def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)):
         inside = (share > 0.15) & (share > best)
         best = np.maximum(best, share)
         by_head["word"][inside] = WORDS.index(line.word)
-        mark_digits(by_head, line.digit_boxes(), line.number)
+        owners[0][inside] = number
+        mark_digits(by_head, owners, number, line.digit_boxes(), line.number)
         mark_number(view, line.number)
         view[PAIRS + 20 + WORDS.index(line.word)] = 1
-        things += mark_centre(by_head["centre"], line.right - 8, line.y)
-    return (
+        things += mark_centre(by_head["centre"], owners, number, line.right - 8, line.y)
+    return Labelled(
         torch.from_numpy(np.asarray(seen.image).transpose(2, 0, 1).copy()),
         torch.from_numpy(labels),
         torch.from_numpy(view),
         min(things, MOST_THINGS),
+        torch.from_numpy(owners),
     )
+
+
+def thumbnail(whole: Scene) -> Labelled:
+    """The whole picture as one view."""
+    small = whole.image.resize((VIEW, VIEW), Image.Resampling.BICUBIC)
+    return labelled(replace(whole, image=small), scale=(VIEW / whole.image.width, VIEW / whole.image.height))
+
+
+def crop(whole: Scene, row: int, col: int) -> Labelled:
+    """One tile of the picture."""
+    left, top = VIEW * col, VIEW * row
+    tags = [replace(t, x=t.x - left, y=t.y - top) for t in whole.tags]
+    lines = [replace(n, left=n.left - left, right=n.right - left, y=n.y - top) for n in whole.lines]
+    return labelled(Scene(whole.image.crop((left, top, left + VIEW, top + VIEW)), tags, lines))
 
 
 def within(boxes) -> bool:
     return all(min(box[:2]) >= 0 and max(box[2:]) <= VIEW for box in boxes)
 
 
-def mark_centre(centres: np.ndarray, x: float, y: float) -> int:
+def mark_centre(centres: np.ndarray, owners: np.ndarray, owner: int, x: float, y: float) -> int:
     if not (0 <= x < VIEW and 0 <= y < VIEW):
         return 0
-    centres[int(y // PATCH) * SIDE + int(x // PATCH)] = 1
+    patch = int(y // PATCH) * SIDE + int(x // PATCH)
+    centres[patch], owners[PARTS.index("centre"), patch] = 1, owner
     return 1
 
 
-def mark_digits(labels: dict[str, np.ndarray], boxes, number: int) -> None:
+def mark_digits(labels: dict[str, np.ndarray], owners: np.ndarray, owner: int, boxes, number: int) -> None:
     """Each digit where it stands: patches that hold at least 30 % of its box."""
     for head, digit, box in zip(("tens", "units"), divmod(number, 10), boxes, strict=True):
         area = (box[2] - box[0]) * (box[3] - box[1]) / PATCH**2
-        labels[head][coverage(box) > 0.3 * area] = digit
+        inside = coverage(box) > 0.3 * area
+        labels[head][inside], owners[PARTS.index(head), inside] = digit, owner
 
 
 def mark_number(view: np.ndarray, number: int) -> None:
@@ -209,8 +240,8 @@ class Heads(nn.ModuleDict):
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    shape = (1, 3, 1, 1)
-    return (pixels.float() / 255 - torch.tensor(MEAN).view(shape)) / torch.tensor(STD).view(shape)
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (pixels.float() / 255 - mean) / std
 
 
 def hidden_state(tower: CLIPVisionModel, pixels: torch.Tensor) -> torch.Tensor:
@@ -221,22 +252,60 @@ def hidden_state(tower: CLIPVisionModel, pixels: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
+def last_state(tower: CLIPVisionModel, hidden: torch.Tensor) -> torch.Tensor:
+    """[CLS] after the last layer, (views, width), which alone learns from it: LLaVA-NeXT does not read that layer, but its
+    attention scores the tokens."""
+    return tower.post_layernorm(tower.encoder.layers[-1](hidden.detach(), attention_mask=None)[:, 0])
+
+
+def read_out(heads: Heads, hidden: torch.Tensor, pooled: torch.Tensor | None, views: Labelled):
+    """Weighted losses of all read-outs, and how often the most likely class is right.
+
+    Args:
+        heads: The read-outs.
+        hidden: What `hidden_state` returned, in float32.
+        pooled: What `last_state` returned, or None.
+        views: Labels of the same views.
+    """
+    losses, now = {}, {}
+    for row, name in enumerate(PATCH_HEADS):
+        logits, target = heads[name](hidden[:, 1:]).flatten(0, 1), views.patches[:, row].flatten()
+        weight = torch.ones(logits.shape[1], device=logits.device)
+        if name in BACKGROUND:
+            weight[BACKGROUND[name]] = 0.1
+        losses[name] = WEIGHTS[name] * F.cross_entropy(logits, target, weight, ignore_index=IGNORE)
+        known = target != IGNORE if name not in BACKGROUND else target != BACKGROUND[name]
+        now[name] = (logits.argmax(-1)[known] == target[known]).float().mean().item()
+    counted = heads["things"](hidden[:, 0])
+    losses["view"] = 3 * F.binary_cross_entropy_with_logits(heads["view"](hidden[:, 0]), views.view)
+    losses["things"] = 0.5 * F.cross_entropy(counted, views.things)
+    if pooled is not None:
+        losses["pooled"] = F.binary_cross_entropy_with_logits(heads["pooled"](pooled.float()), views.view)
+    now["view loss"] = losses["view"].item() / 3
+    now["things"] = (counted.argmax(-1) == views.things).float().mean().item()
+    return losses, now
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", default="tower", help="of the pictures; another one after --start")
     parser.add_argument("--start", type=Path, help="tower to start from instead of random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     tower = CLIPVisionModel(tower_config()).to(args.device)
+    tower.set_attn_implementation("eager")  # so few tokens train faster without a fused kernel on a CPU
     if args.start:
         tower.load_state_dict(torch.load(args.start, map_location=args.device)["tower"])
     heads = Heads(tower.config.hidden_size).to(args.device)
+    if args.start:
+        heads.load_state_dict(torch.load(args.start, map_location=args.device)["heads"])
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.rate, args.steps, pct_start=0.06)
@@ -250,34 +319,18 @@ def main() -> None:
             schedule.load_state_dict(saved["schedule"])
         step = saved["step"]
     data = DataLoader(
-        Windows("tower", args.steps * args.batch, step * args.batch),
+        Windows(args.seed, args.steps * args.batch, step * args.batch),
         batch_size=args.batch,
         num_workers=1,
         prefetch_factor=8,
     )
     start, running = time.time(), {}
-    for pixels, labels, view, things in data:
-        labels, view, things = labels.to(args.device), view.to(args.device), things.to(args.device)
-        hidden = hidden_state(tower, normalise(pixels).to(args.device))
-        losses, now = {}, {}
-        for row, name in enumerate(PATCH_HEADS):
-            logits, target = heads[name](hidden[:, 1:]).flatten(0, 1), labels[:, row].flatten()
-            weight = torch.ones(logits.shape[1], device=logits.device)
-            if name in BACKGROUND:
-                weight[BACKGROUND[name]] = 0.1
-            losses[name] = WEIGHTS[name] * F.cross_entropy(logits, target, weight, ignore_index=IGNORE)
-            known = target != IGNORE if name not in BACKGROUND else target != BACKGROUND[name]
-            now[name] = (logits.argmax(-1)[known] == target[known]).float().mean().item()
-        classes = hidden[:, 0]
-        losses["view"] = 3 * F.binary_cross_entropy_with_logits(heads["view"](classes), view)
-        counted = heads["things"](classes)
-        losses["things"] = 0.5 * F.cross_entropy(counted, things)
-        now["view loss"] = losses["view"].item() / 3
-        now["things"] = (counted.argmax(-1) == things).float().mean().item()
-        if step % 4 == 0:  # the last layer is not read by LLaVA-NeXT: little work for it
-            last = tower.encoder.layers[-1](hidden.detach(), attention_mask=None)
-            pooled = heads["pooled"](tower.post_layernorm(last[:, 0]))
-            losses["pooled"] = F.binary_cross_entropy_with_logits(pooled, view)
+    for views in data:
+        views = Labelled(*(part.to(args.device) for part in views))
+        with torch.autocast(args.device, torch.bfloat16):
+            hidden = hidden_state(tower, normalise(views.pixels))
+            pooled = last_state(tower, hidden) if step % 2 == 0 else None
+        losses, now = read_out(heads, hidden.float(), pooled, views)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,0 +1,106 @@
+"""The mini model's training sees what the model sees when it is asked."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "training" / "mini"
+
+
+@pytest.fixture(scope="module")
+def training():
+    """(batches, decoder, a model with random weights, its processor), over photographs that the tests have."""
+    pytest.importorskip("skimage")
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import batches
+        import build
+        import decoder
+        import scenes
+    finally:
+        sys.path.remove(str(FOLDER))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "scene", partial(scenes.scene, photos=scenes.TUNING_PHOTOS))
+        processor = build.processor()
+        torch.manual_seed(0)
+        model = build.model(processor.tokenizer).eval()
+        with torch.no_grad():
+            model.model.image_newline.normal_()
+        yield batches, decoder, model, processor
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_turn_reads_the_picture_as_if_asked_alone(training, monkeypatch, everything):
+    batches, decoder, model, processor = training
+    monkeypatch.setattr(batches, "ALL_TOKENS", {True: float(everything)})
+    monkeypatch.setattr(batches, "PICTURES", 2)
+    batch = batches.Pictures(9, 9)[3]
+    language = model.model.language_model
+    language.set_attn_implementation("turns")
+    with torch.no_grad():
+        hidden = decoder.hidden_state(model.model.vision_tower, decoder.normalise(batch.views.pixels))
+        logits, seen = decoder.run(model, batch, hidden)
+    language.set_attn_implementation("sdpa")
+    assert batch.everything is everything
+    assert torch.allclose(seen.sum(-1), torch.ones(()), atol=1e-5)
+
+    opening = torch.tensor(processor.tokenizer.convert_tokens_to_ids(["<s>", "<user>"]))
+    features = model.model.multi_modal_projector(hidden[:, 1:].flatten(0, 1))
+    embed = model.get_input_embeddings()
+    row = 1
+    newline = (batch.visual[row] < 0)[:, None]
+    visual = torch.where(newline, model.model.image_newline, features[batch.visual[row].clamp(min=0)])
+    for turn in range(len(batch.kinds[row])):
+        places = (batch.turn[row] == turn).nonzero().flatten()
+        own = torch.cat([embed(opening), visual, embed(batch.ids[row, places])])[None]
+        with torch.no_grad():
+            alone = model(inputs_embeds=own).logits[0, -len(places) - 1 : -1]
+        torch.testing.assert_close(logits[row, places[1:]], alone[1:], atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_packed_is_what_the_model_packs(training, monkeypatch):
+    """All tokens of a picture: the run of embeddings equals the model's own for the same pixels."""
+    batches, decoder, model, processor = training
+    monkeypatch.setattr(batches, "ALL_TOKENS", {True: 1.0})
+    batch = batches.Pictures(9, 9)[1]
+    picture = batches.scene("decoder-1-0", grids=(_grid(batch),)).image
+    inputs = processor(text="<s><user><image>read<assistant>", images=picture, return_tensors="pt")
+    with torch.no_grad():
+        own = model.get_image_features(inputs["pixel_values"], image_sizes=inputs["image_sizes"]).pooler_output
+        hidden = decoder.hidden_state(model.model.vision_tower, inputs["pixel_values"][0])
+        features = model.model.multi_modal_projector(hidden[:, 1:].flatten(0, 1))
+        assert batch.visual[0].max() == len(hidden) * batches.TOKENS - 1
+        newline = (batch.visual[0] < 0)[:, None]
+        packed = torch.where(newline, model.model.image_newline, features[batch.visual[0].clamp(min=0)])
+    torch.testing.assert_close(packed, torch.cat(list(own)), atol=1e-5, rtol=1e-5)
+    first = decoder.normalise(batch.views.pixels[: len(hidden)])
+    torch.testing.assert_close(first, inputs["pixel_values"][0], atol=2e-2, rtol=0)
+
+
+def _grid(batch):
+    """The grid of a batch's pictures: eight lines per row of crops, eight tokens and a newline per line and crop."""
+    lines = int((batch.visual[0] < 0).sum())
+    return lines // 8, ((batch.visual.shape[1] - 64) // lines - 1) // 8
+
+
+def test_guided_words_look_at_what_they_name(training):
+    batches, *_ = training
+    batch = batches.Pictures(9, 9)[5]
+    assert len(batch.guided) == len(batch.targets) > 50
+    opening = batches.OPENING
+    for (row, word, head), target in zip(batch.guided.tolist(), batch.targets, strict=True):
+        keys = target.nonzero().flatten()
+        if keys.tolist() == [0]:  # nothing is so called
+            continue
+        places = batch.visual[row, keys[keys >= opening] - opening]
+        assert (places >= 0).all(), "a newline"
+        view, token = places // batches.TOKENS, places % batches.TOKENS
+        owners = batch.views.owners[view, :, token]
+        part = {"tens": 1, "units": 2, "count in crops": 3, "count in thumbnail": 3}.get(batches.GUIDES[head], 0)
+        assert (owners[:, part] >= 0).all()
+        if head < batches.COUNTING:
+            assert len(owners[:, part].unique()) == 1
+        assert batch.turn[row, word] >= 0
