@@ -42,7 +42,7 @@ def test_a_turn_reads_the_picture_as_if_asked_alone(training, monkeypatch, every
     language.set_attn_implementation("turns")
     with torch.no_grad():
         hidden = decoder.hidden_state(model.model.vision_tower, decoder.normalise(batch.views.pixels))
-        logits, seen = decoder.run(model, batch, hidden)
+        logits, seen, _ = decoder.run(model, batch, hidden)
     language.set_attn_implementation("sdpa")
     assert batch.everything is everything
     assert torch.allclose(seen.sum(-1), torch.ones(()), atol=1e-5)
@@ -91,16 +91,22 @@ def test_guided_words_look_at_what_they_name(training):
     batch = batches.Pictures(9, 9)[5]
     assert len(batch.guided) == len(batch.targets) > 50
     opening = batches.OPENING
-    for (row, word, head), target in zip(batch.guided.tolist(), batch.targets, strict=True):
+    for (row, word, layer, head), target in zip(batch.guided.tolist(), batch.targets, strict=True):
+        assert batch.turn[row, word] >= 0
         keys = target.nonzero().flatten()
+        if layer != batches.SEEING:  # a word of the same turn, not after this one
+            (key,) = (keys - opening - batch.visual.shape[1]).tolist()
+            assert 0 <= key <= word
+            assert batch.turn[row, key] == batch.turn[row, word]
+            continue
         if keys.tolist() == [0]:  # nothing is so called
             continue
         places = batch.visual[row, keys[keys >= opening] - opening]
         assert (places >= 0).all(), "a newline"
         view, token = places // batches.TOKENS, places % batches.TOKENS
         owners = batch.views.owners[view, :, token]
-        part = {"tens": 1, "units": 2, "count in crops": 3, "count in thumbnail": 3}.get(batches.GUIDES[head], 0)
+        name = batches.GUIDES[layer][head]
+        part = {"tens": 1, "units": 2, "count in crops": 3, "count in thumbnail": 3}.get(name, 0)
         assert (owners[:, part] >= 0).all()
         if head < batches.COUNTING:
             assert len(owners[:, part].unique()) == 1
-        assert batch.turn[row, word] >= 0

@@ -1,7 +1,8 @@
 """What one training step of the decoder sees: pictures, the tokens that are kept of each, and turns about it.
 
 Every turn is one question with its answer and sees the picture and itself only, as if it were asked alone. Some of its
-words also know which patches they are about; `decoder.py` asks one attention layer to look there.
+words also know where to look, in three hops: the word that ends a name at the name's other word, then at the patches that
+it is about, and what comes before a word of the answer at the names. `decoder.py` asks some attention heads to look there.
 """
 
 from __future__ import annotations
@@ -18,23 +19,31 @@ from build import model as build_model
 from build import processor as build_processor
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from questions import KINDS, question
-from scenes import COLORS, GRID_WEIGHTS, GRIDS, SHAPES, VIEW, WORDS, Scene, scene
-from tower import IGNORE, PARTS, PATCH, SIDE, Labelled, Windows, crop, thumbnail
+from scenes import COLORS, GRID_WEIGHTS, GRIDS, MOST_TAGS, SHAPES, VIEW, WORDS, Scene, scene
+from tower import IGNORE, PARTS, SIDE, Labelled, Windows, crop, thumbnail
 
 TOKENS = SIDE * SIDE
 TURNS = 10
 # How often each kind is asked, where the scene allows it.
 FREQUENCY = {"read": 3, "exists": 2, "count": 1, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
 ALL_TOKENS = {True: 0.15, False: 0.4}  # share of the steps that see all tokens, with a frozen tower and together
-SIZES = (40, 64, 96, 160)  # tokens of a picture in the other steps
+SIZES = (64, 96, 160)  # tokens of a picture in the other steps
 PICTURES = 8  # per step; fewer where all tokens are seen
 MOST_TOKENS = 2800  # per step that sees all tokens
 WINDOWS = 8  # views per step that only the tower learns from, once it does: dense with tags and lines
 OPENING = 2  # <s> and <user>, before the picture
 
-# What the heads of the guided layer are to look at. A word that names nothing in the picture looks at <s>.
-GUIDES = ("tens", "units", "crops", "thumbnail", "count in crops", "count in thumbnail")
-COUNTING = len(GUIDES) - 2
+# What heads are to look at, by layer. A word that names nothing in the picture looks at <s>.
+NAMING, SEEING, TELLING = 0, 1, 2
+GUIDES = {
+    NAMING: ("name",),
+    SEEING: ("tens", "units", "crops", "thumbnail", "count in crops", "count in thumbnail"),
+    TELLING: ("first name", "last name"),
+}
+COUNTING = 4  # from this head on, the second layer's look at everything there is
+# What a word that names a tag or line, or counts tags, should know after the second layer, and how many classes there are.
+# The column is that of the thumbnail.
+KNOWN = {"tens": 10, "units": 10, "color": len(COLORS), "column": SIDE, "count": MOST_TAGS + 1}
 
 
 class Batch(NamedTuple):
@@ -55,9 +64,13 @@ class Batch(NamedTuple):
     kinds: list[list[str]]
     """Per picture and turn."""
     guided: torch.Tensor
-    """int64 (R, 3): picture, text token, head of the guided layer."""
+    """int64 (R, 4): picture, text token, layer, head."""
     targets: torch.Tensor
-    """float (R, OPENING + n): 1 for the keys that a guided word should look at."""
+    """float (R, OPENING + n + T): 1 for the keys that a guided word should look at."""
+    knowing: torch.Tensor
+    """int64 (K, 2): picture, text token of words that name something in the picture."""
+    known: torch.Tensor
+    """int64 (K, len(KNOWN)), IGNORE where there is nothing to know."""
     everything: bool
     """Whether the pictures show all their tokens."""
 
@@ -68,40 +81,34 @@ def tokenizer():
 
 
 @cache
-def packing(grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """LLaVA-NeXT's order for a picture of native size: what stands in each place (tokens first, newlines after them),
-    and the place of each crop token, (rows * SIDE, cols * SIDE)."""
-    layout = LlavaNextAdapter().layout(build_model(tokenizer()).config, grid[0] * VIEW, grid[1] * VIEW)
-    slots = layout.slots.numpy()
-    places = np.empty(slots.max() + 1, np.int64)
-    places[slots] = np.arange(len(slots))
-    crops = places[TOKENS : layout.views * TOKENS].reshape(*grid, SIDE, SIDE)
-    return slots, crops.transpose(0, 2, 1, 3).reshape(grid[0] * SIDE, grid[1] * SIDE)
+def packing(grid: tuple[int, int]) -> np.ndarray:
+    """LLaVA-NeXT's order for a picture of native size: what stands in each place, tokens first and newlines after them."""
+    return LlavaNextAdapter().layout(build_model(tokenizer()).config, grid[0] * VIEW, grid[1] * VIEW).slots.numpy()
 
 
-def some_places(shown: Scene, rng: random.Random, count: int, fewest: int) -> np.ndarray:
-    """`count` places of the packed run, ascending: `fewest` tokens of everything shown or up to twice as many, then others
-    at random."""
-    slots, crops = packing(shown.grid)
-    boxes = [
-        (t.x - 0.8 * t.radius, t.y - 0.8 * t.radius, t.x + 0.8 * t.radius, t.y + 0.8 * t.radius) for t in shown.tags
-    ]
-    boxes += [box for line in shown.lines for box in line.boxes()]
-    chosen = set()
-    for left, top, right, bottom in boxes:
-        rows = slice(max(0, int(top // PATCH)), int(bottom // PATCH) + 1)
-        cols = slice(max(0, int(left // PATCH)), int(right // PATCH) + 1)
-        own = crops[rows, cols].ravel().tolist()
-        chosen.update(rng.sample(own, min(len(own), rng.randint(fewest, 2 * fewest))))
-        x, y = (left + right) / 2 / shown.image.width, (top + bottom) / 2 / shown.image.height
-        chosen.add(int(y * SIDE) * SIDE + int(x * SIDE))  # the thumbnail comes first and has no newlines
+def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count: int) -> np.ndarray:
+    """`count` places of a picture's run, ascending: of most things the digits and the centres, some of their other tokens,
+    and others at random. What is asked for should mostly be there, or it cannot be learnt.
+
+    Args:
+        slots: What `packing` returned.
+        owners: Of the picture's views, (views, len(PARTS), TOKENS).
+        rng: Draws.
+        count: At least 64.
+    """
+    things = [number for number in range(owners.max() + 1) if rng.random() < 0.95]
+    part = owners.transpose(1, 0, 2).reshape(len(PARTS), -1)
+    needed = np.flatnonzero(np.isin(part[1:], things).any(0)).tolist()
+    others = [token for number in things for token in _some(rng, np.flatnonzero(part[0] == number).tolist())]
     if rng.random() < 0.3:
-        chosen.update(np.flatnonzero(slots >= (1 + shown.grid[0] * shown.grid[1]) * TOKENS).tolist())
-    picked = sorted(chosen)
-    if len(picked) > count:
-        return np.array(sorted(rng.sample(picked, count)))
-    rest = np.setdiff1d(np.arange(len(slots)), picked).tolist()
-    return np.array(sorted(picked + rng.sample(rest, count - len(picked))))
+        others += range(part.shape[1], int(slots.max()) + 1)
+    rest = rng.sample(range(part.shape[1]), part.shape[1])
+    chosen = list(dict.fromkeys([*needed, *rng.sample(others, len(others)), *rest]))[:count]
+    return np.flatnonzero(np.isin(slots, chosen))
+
+
+def _some(rng: random.Random, tokens: list[int]) -> list[int]:
+    return rng.sample(tokens, rng.randint(min(1, len(tokens)), len(tokens)))
 
 
 def turns_about(rng: random.Random, shown: Scene) -> list[tuple[str, str, str]]:
@@ -140,8 +147,8 @@ def mentions(kind: str, ids: list[int], shown: Scene) -> list[tuple[int, int | N
     return found
 
 
-def guides(kind: str, ids: list[int], shown: Scene, owners: np.ndarray) -> list[tuple[int, int, np.ndarray | None]]:
-    """(token of the question, head, keys among the picture's tokens; None for <s>).
+def seeing(kind: str, ids: list[int], shown: Scene, owners: np.ndarray) -> list[tuple[int, int, np.ndarray | None]]:
+    """The second hop: (token of the question, head, keys among the picture's tokens or None for <s>).
 
     Args:
         kind: Of the question.
@@ -166,6 +173,31 @@ def guides(kind: str, ids: list[int], shown: Scene, owners: np.ndarray) -> list[
     return found
 
 
+def telling(kind: str, asked: list[int], answer: list[int], shown: Scene) -> list[tuple[int, int, int, int]]:
+    """The first and the third hop: (token of the turn, layer, head, token to look at)."""
+    colors, shapes, _, of_tags = special_words()
+    names = [asked.index(of_tags["tags"])] if kind == "count" else [place for place, _ in mentions(kind, asked, shown)]
+    found = [(place, NAMING, 0, place - 1) for place in names if asked[place] in shapes and asked[place - 1] in colors]
+    for place in range(len(asked) - 1, len(asked) + len(answer) - 1):
+        found += [(place, TELLING, 0, names[0]), (place, TELLING, 1, names[-1])]
+    return found
+
+
+def facts(kind: str, asked: list[int], shown: Scene) -> list[tuple[int, list[int]]]:
+    """(token of the question, what it should know in the order of KNOWN, IGNORE where there is nothing to know)."""
+    if kind == "count":
+        return [(asked.index(special_words()[3]["tags"]), [*[IGNORE] * 4, len(shown.tags)])]
+    found = []
+    for place, number in mentions(kind, asked, shown):
+        if number is not None and shown.lines:
+            found.append((place, [*divmod(shown.lines[number].number, 10), *[IGNORE] * 3]))
+        elif number is not None:
+            tag = shown.tags[number]
+            seen = [list(COLORS).index(tag.color), int(tag.x / shown.image.width * SIDE)]
+            found.append((place, [*divmod(tag.number, 10), *seen, IGNORE]))
+    return found
+
+
 class Pictures(Dataset):
     """Training step `first + index` as a `Batch`; the tower is frozen in the first `frozen` steps."""
 
@@ -183,45 +215,45 @@ class Pictures(Dataset):
         grids, size = GRIDS, PICTURES
         if everything:
             grids = (rng.choices(GRIDS, GRID_WEIGHTS)[0],)
-            size = max(2, min(PICTURES, MOST_TOKENS // (len(packing(grids[0])[0]) + 150)))
+            size = max(2, min(PICTURES, MOST_TOKENS // (len(packing(grids[0])) + 150)))
         shown = [scene(f"decoder-{step}-{number}", grids=grids) for number in range(size)]
-        count, fewest = rng.choice(SIZES), rng.choice((3, 6, TOKENS))
+        count = rng.choice(SIZES)
         windows = Windows("windows", (step + 1) * WINDOWS, step * WINDOWS)
         views: list[Labelled] = []
-        visual, texts, guided, targets = [], [], [], []
+        visual, texts, guided, knowing = [], [], [], []
         for picture, whole in enumerate(shown):
             own = [thumbnail(whole)]
             own += [crop(whole, row, col) for row in range(whole.grid[0]) for col in range(whole.grid[1])]
             owners = np.stack([view.owners.numpy() for view in own])
-            slots = packing(whole.grid)[0]
-            seen = slots if everything else slots[some_places(whole, rng, min(count, len(slots)), fewest)]
+            slots = packing(whole.grid)
+            seen = slots if everything else slots[some_places(slots, owners, rng, count)]
             newline = seen >= len(own) * TOKENS
             visual.append(np.where(newline, -1, seen + len(views) * TOKENS))
             views += own
             turns = turns_about(rng, whole)
             segments = [(kind, tokenized(f"{q}<assistant>"), tokenized(f"{a}</s>")) for kind, q, a in turns]
             texts.append(segments)
-            start = 0
+            start, text = 0, OPENING + len(seen)
             for kind, asked, answer in segments:
-                for place, head, keys in guides(kind, asked, whole, owners):
-                    target = np.zeros(OPENING + len(seen), np.float32)
-                    if keys is None or head >= COUNTING:
-                        target[0] = 1
-                    if keys is not None:
-                        target[OPENING:] = np.where(newline, False, keys[np.where(newline, 0, seen)])
-                    if target.any():
-                        guided.append((picture, start + place, head))
-                        targets.append(target)
+                for place, head, wanted in seeing(kind, asked, whole, owners):
+                    keys = [0] if wanted is None or head >= COUNTING else []
+                    if wanted is not None:
+                        keys += (OPENING + np.flatnonzero(~newline & wanted[np.where(newline, 0, seen)])).tolist()
+                    if keys:
+                        guided.append(((picture, start + place, SEEING, head), keys))
+                for place, layer, head, key in telling(kind, asked, answer, whole):
+                    guided.append(((picture, start + place, layer, head), [text + start + key]))
+                knowing += [((picture, start + place), known) for place, known in facts(kind, asked, whole)]
                 start += len(asked) + len(answer)
         views += [windows[number] for number in range(0 if frozen else WINDOWS)]
-        return collated(views, visual, texts, guided, targets, everything)
+        return collated(views, visual, texts, guided, knowing, everything)
 
 
 def tokenized(text: str) -> list[int]:
     return tokenizer()(text, add_special_tokens=False).input_ids
 
 
-def collated(views, visual, texts, guided, targets, everything) -> Batch:
+def collated(views, visual, texts, guided, knowing, everything) -> Batch:
     longest = max(sum(len(asked) + len(answer) for _, asked, answer in segments) for segments in texts)
     shape = (len(texts), longest)
     ids, labels = np.full(shape, tokenizer().pad_token_id), np.full(shape, IGNORE)
@@ -233,6 +265,9 @@ def collated(views, visual, texts, guided, targets, everything) -> Batch:
             ids[row, start:stop], labels[row, start + len(asked) : stop] = asked + answer, answer
             turn[row, start:stop], place[row, start:stop] = number, np.arange(stop - start)
             start = stop
+    targets = torch.zeros(len(guided), OPENING + len(visual[0]) + longest)
+    for row, (_, keys) in enumerate(guided):
+        targets[row, keys] = 1
     stacked = Labelled(
         *(torch.stack([view[part] for view in views]) for part in range(3)),
         torch.tensor([view.things for view in views]),
@@ -242,7 +277,9 @@ def collated(views, visual, texts, guided, targets, everything) -> Batch:
         stacked,
         *(torch.from_numpy(np.stack(x)) for x in (visual, ids, labels, turn, place)),
         [[kind for kind, _, _ in segments] for segments in texts],
-        torch.tensor(guided),
-        torch.from_numpy(np.stack(targets)),
+        torch.tensor([where for where, _ in guided]),
+        targets,
+        torch.tensor([where for where, _ in knowing]),
+        torch.tensor([what for _, what in knowing]),
         everything,
     )

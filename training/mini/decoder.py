@@ -1,11 +1,11 @@
 """Step 2: projector, newline and decoder, first on top of the tower as it is, then together with it.
 
 The decoder learns to answer questions. What it finds hard to learn from answers alone is where to look, so that is taught:
-some heads of its second layer are asked to look, from the word that names a tag, at the patches where the tag's digits,
-colour or centre are (`batches.py` knows where). The tower, once it learns too, keeps its own labels. The weights are an
-ordinary LLaVA-NeXT's all the same.
+some heads of its first three layers are asked to look, from the word that names a tag, at the patches where the tag's
+digits, colour or centre are, and from the answer at the name (`batches.py` knows where); and what such a word has found
+out is read from it. The tower, once it learns too, keeps its own labels. The weights are an ordinary LLaVA-NeXT's all the same.
 
-    python decoder.py TOWER.pt OUT.pt --frozen 2500 --together 2600        resumes from OUT.pt if it is there
+    python decoder.py TOWER.pt OUT.pt --frozen 1500 --together 2200        resumes from OUT.pt if it is there
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AttentionInterface
 
-from batches import COUNTING, OPENING, Batch, Pictures, tokenizer
+from batches import COUNTING, GUIDES, KNOWN, OPENING, SEEING, Batch, Pictures, tokenizer
 from build import model as build_model
 from tower import IGNORE, Heads, Labelled, hidden_state, last_state, normalise, read_out
 
-GUIDED_LAYER = 1
-GUIDE_WEIGHT, TOWER_WEIGHT = 0.5, 0.3
+GUIDE_WEIGHT, KNOWN_WEIGHT, TOWER_WEIGHT = 0.5, 0.5, 0.3
+DIGIT_WEIGHT = 3.0  # of a digit in an answer, over that of a word
 TOWER_RATE = 0.3  # of the decoder's learning rate
 
 
@@ -33,7 +33,7 @@ def attention(module, query, key, value, mask, scaling, **_):
     """Causal among the picture's tokens; the last mask.shape[2] tokens, the turns, see what `mask` allows.
 
     Args:
-        module: The layer's attention; the guided one keeps its turns' attention in `seen`.
+        module: The layer's attention; guided ones keep their turns' attention in `seen`.
         query: (batch, heads, length, dim), as key and value.
         mask: Added to the turns' scores, (batch, 1, turns, length).
         scaling: Of the scores.
@@ -48,7 +48,7 @@ def attention(module, query, key, value, mask, scaling, **_):
     )
     scores = query[:, :, picture:] @ key.transpose(-1, -2) * scaling
     weights = (scores + mask.to(scores.dtype)).float().softmax(-1)
-    if module.layer_idx == GUIDED_LAYER:
+    if module.layer_idx in GUIDES:
         module.seen = weights
     return torch.cat([first, weights.to(value.dtype) @ value], 2).transpose(1, 2), None
 
@@ -63,8 +63,9 @@ def turns_mask(batch: Batch) -> torch.Tensor:
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)[:, None]
 
 
-def run(model, batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits for the turns' labels (B, T, vocabulary), and the guided layer's attention (B, heads, T, length)."""
+def run(model, batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits for the turns' labels (B, T, vocabulary), the guided layers' attention (B, layers, heads, T, length), and the
+    state after the second layer of words that name something (K, width)."""
     features = model.model.multi_modal_projector(hidden[:, 1:].flatten(0, 1))
     newline = (batch.visual < 0)[..., None]
     visual = torch.where(newline, model.model.image_newline, features[batch.visual.clamp(min=0)])
@@ -75,11 +76,27 @@ def run(model, batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.
     positions = torch.arange(picture, device=hidden.device).expand(len(visual), -1)
     positions = torch.cat([positions, picture + batch.place], 1)
     language = model.model.language_model
-    states = language(
-        inputs_embeds=embedded, position_ids=positions, attention_mask=turns_mask(batch), use_cache=False
-    ).last_hidden_state
+    out = language(
+        inputs_embeds=embedded,
+        position_ids=positions,
+        attention_mask=turns_mask(batch),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    row, word = batch.knowing.unbind(1)
+    names = out.hidden_states[SEEING + 1][row, picture + word]
     # The state before a token predicts it; a turn's first token is never learnt.
-    return model.lm_head(states[:, picture - 1 : -1]), language.layers[GUIDED_LAYER].self_attn.seen
+    seen = torch.stack([language.layers[layer].self_attn.seen for layer in GUIDES], 1)
+    return model.lm_head(out.last_hidden_state[:, picture - 1 : -1]), seen, names
+
+
+def read_names(reader: nn.ModuleDict, names: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Loss of what a word knows about the thing that it names."""
+    return sum(
+        F.cross_entropy(reader[name](names.float()), batch.known[:, column], ignore_index=IGNORE)
+        for column, name in enumerate(KNOWN)
+        if (batch.known[:, column] != IGNORE).any()
+    )
 
 
 def guidance(seen: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
@@ -88,12 +105,19 @@ def guidance(seen: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
     Heads that count should look at everything they count and at <s> alike, so that what <s> gets tells the number; all
     others anywhere on what a word names.
     """
-    picture, word, head = batch.guided.unbind(1)
-    rows = seen[picture, head, word][:, : batch.targets.shape[1]].clamp(min=1e-6)
+    picture, word, layer, head = batch.guided.unbind(1)
+    rows = seen[picture, layer, head, word].clamp(min=1e-6)
     found = (rows * batch.targets).sum(1)
     spread = -(rows.log() * batch.targets).sum(1) / batch.targets.sum(1)
-    counting = head >= COUNTING
-    return torch.where(counting, spread, -found.log()).mean(), found[~counting].mean().item()
+    counting = (layer == SEEING) & (head >= COUNTING)
+    return torch.where(counting, spread, -found.log()).mean(), found[(layer == SEEING) & ~counting].mean().item()
+
+
+def answer_loss(logits: torch.Tensor, labels: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over the tokens of all answers."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    weights = (labels != IGNORE) * (1.0 + (DIGIT_WEIGHT - 1) * torch.isin(labels, digits))
+    return (losses * weights.flatten()).sum() / weights.sum()
 
 
 def answered(logits: torch.Tensor, batch: Batch) -> list[tuple[str, bool]]:
@@ -116,9 +140,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tower", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--frozen", type=int, default=2500, help="steps in which the tower stays as it is")
-    parser.add_argument("--together", type=int, default=2600, help="steps after them")
+    parser.add_argument("--frozen", type=int, default=1500, help="steps in which the tower stays as it is")
+    parser.add_argument("--together", type=int, default=2200, help="steps after them")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, help="this file's earlier result to start from, tower included")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -129,12 +154,15 @@ def main() -> None:
     heads = Heads(tower.config.hidden_size).to(args.device)
     saved = torch.load(args.out if args.out.exists() else args.tower, map_location=args.device)
     heads.load_state_dict(saved["heads"])
+    width = language.config.hidden_size
+    reader = nn.ModuleDict({name: nn.Sequential(nn.RMSNorm(width), nn.Linear(width, n)) for name, n in KNOWN.items()})
+    reader.to(args.device)
     step = 0
     tower.set_attn_implementation("eager")
     language.set_attn_implementation("turns")
     seeing = [*tower.parameters(), *heads.parameters()]
     known = {id(parameter) for parameter in seeing}
-    reading = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    reading = [parameter for parameter in model.parameters() if id(parameter) not in known] + [*reader.parameters()]
     rates = [TOWER_RATE * args.rate, args.rate]
     optimizer = torch.optim.AdamW(
         [{"params": group, "lr": rate} for group, rate in zip((seeing, reading), rates, strict=True)],
@@ -146,13 +174,20 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.03)
     if args.out.exists():
         model.load_state_dict(saved["model"])
+        reader.load_state_dict(saved["reader"])
         step = saved["step"]
         if step < steps:
             optimizer.load_state_dict(saved["optimizer"])
             schedule.load_state_dict(saved["schedule"])
     else:
         tower.load_state_dict(saved["tower"])
+        if args.start:
+            start_from = torch.load(args.start, map_location=args.device)
+            for module, name in ((model, "model"), (heads, "heads"), (reader, "reader")):
+                module.load_state_dict(start_from[name])
     data = DataLoader(Pictures(args.frozen, steps, step), batch_size=None, num_workers=1, prefetch_factor=8)
+    digits = torch.tensor(tokenizer().convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")))
+    digits = digits.to(args.device)
     start, running = time.time(), {}
     for batch in data:
         batch = moved(batch, args.device)
@@ -161,12 +196,13 @@ def main() -> None:
             with torch.set_grad_enabled(not frozen):
                 hidden = hidden_state(tower, normalise(batch.views.pixels))
                 pooled = last_state(tower, hidden) if not frozen and step % 2 == 0 else None
-            logits, seen = run(model, batch, hidden)
+            logits, seen, names = run(model, batch, hidden)
         if not frozen:
             losses, now = read_out(heads, hidden.float(), pooled, batch.views)
         guide, found = guidance(seen, batch)
-        answers = F.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
-        loss = answers + GUIDE_WEIGHT * guide + TOWER_WEIGHT * sum(losses.values())
+        answers = answer_loss(logits, batch.labels, digits)
+        knows = read_names(reader, names, batch)
+        loss = answers + GUIDE_WEIGHT * guide + KNOWN_WEIGHT * knows + TOWER_WEIGHT * sum(losses.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in (reading,) if frozen else (seeing, reading):
@@ -174,7 +210,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         step += 1
-        now |= {"answers": answers.item(), "guide": guide.item(), "found": found}
+        now |= {"answers": answers.item(), "guide": guide.item(), "found": found, "knows": knows.item()}
         running |= {k: 0.97 * running.get(k, v) + 0.03 * v for k, v in now.items() if v == v}
         for kind, right in answered(logits, batch):
             name = kind if batch.everything else f"{kind}'"
@@ -183,7 +219,12 @@ def main() -> None:
             took = f"{step} {time.time() - start:.0f}s "
             print(took + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True)
         if step % 500 == 0 or step == steps:
-            state = {"model": model.state_dict(), "heads": heads.state_dict(), "step": step}
+            state = {
+                "model": model.state_dict(),
+                "heads": heads.state_dict(),
+                "reader": reader.state_dict(),
+                "step": step,
+            }
             state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             torch.save(state, args.out.with_suffix(".tmp"))
             args.out.with_suffix(".tmp").replace(args.out)
