@@ -23,23 +23,35 @@ from globalcom2.questions import load_pictures
 
 AXES: dict[str, tuple[Any, ...]] = {
     "score": ("logits", "attention", "mean_query", "received", "similarity"),
-    "layer": (-1, -2, -3, -4),
-    "temperature": (1.0, 3.0, 10.0, 30.0, 100.0),
-    "alpha": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "layer": (-1, -2),
+    "allocation": ("attention", "softmax"),
+    "temperature": (3.0, 10.0, 30.0, 100.0),
+    "alpha": (0.0, 0.15, 0.3, 0.5, 1.0),
     "crop_mass": ("sum", "mean", "max"),
     "newlines": ("counted", "all", "none"),
-    "thumbnail_weight": (0.25, 0.5, 1.0, 2.0, 3.0),
+    "thumbnail_weight": (0.5, 1.0, 2.0),
     "thumbnail_order": ("raster", "score"),
     "positions": ("closed", "original"),
 }
 
 
+OF_GLOBALCOM2 = ("temperature", "alpha", "crop_mass", "regions", "allocation")
+OF_SOFTMAX = ("temperature", "crop_mass")  # options that nothing else has
+PAPER = {"allocation": "softmax", "alpha": 0.5}
+
+
 def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[Setting]:
-    """All tokens, the baselines, `base`, and `base` with every value of every axis."""
-    shared = {name: value for name, value in base.items() if name not in ("temperature", "alpha", "crop_mass")}
-    found = [Setting(FULL, 1.0), Setting("uniform", ratio, shared), Setting("globalcom2", ratio, base)]
+    """All tokens, the baseline, the paper's choices, `base`, and `base` with every value of every axis."""
+    shared = {name: value for name, value in base.items() if name not in OF_GLOBALCOM2}
+    found = [
+        Setting(FULL, 1.0),
+        Setting("uniform", ratio, shared),
+        Setting("uniform", ratio, {**shared, "newlines": "none"}),
+    ]
+    found += [Setting("globalcom2", ratio, PAPER), Setting("globalcom2", ratio, base)]
     for axis in axes:
-        found += [Setting("globalcom2", ratio, {**base, axis: value}) for value in AXES[axis]]
+        softmax = {"allocation": "softmax"} if axis in OF_SOFTMAX else {}
+        found += [Setting("globalcom2", ratio, {**base, **softmax, axis: value}) for value in AXES[axis]]
     return list({setting.name: setting for setting in found}.values())
 
 

@@ -93,11 +93,27 @@ def sweep() -> str:
     return "\n".join(lines)
 
 
+def digits_kept() -> str:
+    """Digits that stay, one column per ratio."""
+    rows = runs("mini-digits-kept")
+    ratios = list(dict.fromkeys(row["retention_ratio"] for row in rows))
+    lines = [
+        "| selector | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " |",
+        "|---|" + "---|" * len(ratios),
+    ]
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        own = [row for row in rows if row["setting"] == setting]
+        cells = [f"{percent(r['covered'])} ({percent(r['interval'][0])} to {percent(r['interval'][1])})" for r in own]
+        lines.append(f"| {setting} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "eval-short": short,
     "eval": lambda: markdown_table(runs("mini-eval")),
     "reading": reading,
     "analysis": analysis,
+    "digits-kept": digits_kept,
     "sweep": sweep,
 }
 

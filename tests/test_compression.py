@@ -21,6 +21,7 @@ from transformers import (
 from globalcom2 import InputError, UnsupportedModelError, apply, compress, remove
 from globalcom2.adapters import kept_places
 from globalcom2.compression import current
+from globalcom2.memory import CACHE
 from independent import cut_embeddings, one_row, reports_keep
 from tiny import footprint, picture
 
@@ -518,6 +519,22 @@ def test_given_positions_are_closed_up(tiny):
         )
         one = {k: v[:1] for k, v in inputs.items()}
         assert model(**one, position_ids=torch.arange(one["input_ids"].shape[1])[None]).logits.shape[0] == 1
+
+
+def test_a_cache_may_have_either_of_its_names(tiny):
+    """transformers 5.24 calls `past_key_values` `cache` and takes both; older versions know the older name alone."""
+    model, inputs = tiny.model, tiny.inputs(["one <image> two"], [picture(168, 168)])
+    more = tiny.processor.tokenizer(" more", return_tensors="pt")["input_ids"]
+    answers = []
+    for name in {CACHE, "past_key_values"}:
+        with compress(model, 0.2), torch.no_grad():
+            first = generate(model, inputs, return_dict_in_generate=True)
+            ids = torch.cat([first.sequences, more], 1)
+            answers.append(model.generate(input_ids=ids, **{name: getattr(first, CACHE)}, **GREEDY))
+            out = model(**inputs, use_cache=True)
+            step = model(input_ids=more[:, :1], **{name: getattr(out, CACHE)})
+        assert getattr(step, CACHE).get_seq_length() == out.logits.shape[1] + 1
+    assert torch.equal(answers[0], answers[-1])
 
 
 def test_a_cache_made_uncompressed_passes_through(tiny):

@@ -15,7 +15,7 @@ from globalcom2.selection import budget_of
 from globalcom2.selectors.globalcom2 import globalcom2
 
 METHODS = st.sampled_from(
-    [("globalcom2", {}), ("globalcom2", {"allocation": "attention"}), ("uniform", {}), ("random", {})]
+    [("globalcom2", {}), ("globalcom2", {"allocation": "softmax"}), ("uniform", {}), ("random", {})]
 )
 
 
@@ -198,7 +198,10 @@ def test_allocation_by_attention_written_down_a_second_time():
     valid[0, 0], valid[2, 3] = False, False
     scores, thumbnail = torch.randn(3, 16, generator=generator), torch.randn(16, generator=generator)
     views = Views(scores[None], valid.flatten(1), (3, 1), thumbnail_scores=thumbnail[None])
-    ratios = globalcom2(views, 0.2, allocation="attention").ratios[0]
+    ratios = globalcom2(views, 0.2).ratios[0]
+    assert torch.equal(ratios, globalcom2(views, 0.2, allocation="attention").ratios[0])
+    for softmax in ({"temperature": 10.0}, {"crop_mass": "sum"}, {"allocation": "softmax"}):
+        assert not torch.allclose(ratios, globalcom2(views, 0.2, **softmax).ratios[0])
 
     seen = [math.exp(v) for v in thumbnail.tolist()]
     own = [[math.exp(v) if ok else 0.0 for v, ok in zip(*row, strict=True)] for row in zip(scores.tolist(), valid.flatten(1).tolist(), strict=True)]  # fmt: skip
@@ -221,6 +224,14 @@ def test_allocation_by_attention_needs_logits(score_type):
         select(Views(torch.rand(4, 9), guidance=torch.rand(4, 9)), 0.5, allocation="attention")
     with pytest.raises(InputError, match="allocation must be one of softmax, attention"):
         select(views, 0.5, allocation="area")
+    assert select(views, 0.5).crops.sum() == select(views, 0.5, allocation="softmax").crops.sum()
+
+
+@pytest.mark.parametrize("option", [{"temperature": 3.0}, {"crop_mass": "mean"}, {"regions": "blocks"}], ids=str)
+def test_options_without_effect_are_refused(option):
+    views = Views(torch.rand(4, 9), grid=(2, 2), thumbnail_scores=torch.rand(9))
+    with pytest.raises(InputError, match=f"{next(iter(option))} must be left out with allocation='attention'"):
+        select(views, 0.5, allocation="attention", **option)
 
 
 def test_huge_scores_keep_their_order():
@@ -261,7 +272,7 @@ def test_a_temperature_means_the_same_at_every_resolution():
     coarse = torch.randn(12, 12)
     fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1)
     views = [Views(torch.zeros(1, 9, m.numel()), None, (3, 3), None, m.flatten()[None]) for m in (coarse, fine)]
-    ratios = [globalcom2(v, 0.3).ratios for v in views]
+    ratios = [globalcom2(v, 0.3, temperature=10.0).ratios for v in views]
     assert torch.allclose(*ratios)
 
 

@@ -38,7 +38,7 @@ class WholeViews(Compression):
         """Whole views; a newline stays with any token of its line."""
         if not known_grid:
             warnings.warn(GRID_UNKNOWN, stacklevel=2)
-        ranking: Ranking = get_method("globalcom2").load()(views, 0.5)
+        ranking: Ranking = get_method("globalcom2").load()(views, 0.5, allocation="softmax")
         chosen = self.crops(ranking.ratios)
         crops = chosen[..., None] & views.valid_mask
         thumbnail = torch.full_like(ranking.thumbnail, self.thumbnail, dtype=torch.bool)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ CONDITIONS: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
     "drop least important crop": (True, _all_but(lambda importance: importance.argmin(-1))),
     "drop a random crop": (True, _all_but(_seeded)),
 }
-"""Importance is the ratio that `globalcom2` gives to a crop: the crop's share of the thumbnail's scores."""
+"""Importance is the ratio that the paper gives to a crop: the crop's share of the thumbnail's scores."""
 
 
 def analyze_views(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from globalcom2.comparison import chat_prompt
 from globalcom2.errors import InputError
+from globalcom2.memory import CACHE
 from globalcom2.prompt import ALIGNED
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
@@ -78,9 +79,9 @@ def answer_questions(
             input_ids=torch.cat([head, ids], 1),
             # Padding stands between picture and question: the picture's cache serves all questions.
             attention_mask=torch.cat([mask, tail_mask], 1),
-            past_key_values=copy.deepcopy(filled.past_key_values),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            **{CACHE: copy.deepcopy(getattr(filled, CACHE))},
         )
         new = processor.batch_decode(out[:, head.shape[1] + ids.shape[1] :], skip_special_tokens=True)
         for row, text in zip(answers, new, strict=True):

@@ -91,6 +91,8 @@ def compress(
         _one_of("thumbnail_order", thumbnail_order, THUMBNAIL_ORDERS),
         options,
     )
+    if not isinstance(exact, bool):
+        raise InputError(f"exact must be True or False, got {exact!r}.")
     check_thumbnail_weight(thumbnail_weight, exact)
     own = ("exact", "score", "layer", "newlines", "thumbnail_weight", "positions", "thumbnail_order")
     check_options(get_method(method), options, also=own)
@@ -151,6 +153,9 @@ class Compression:
         self.settings = settings
         self.attention = self._attention(self.target.base_model)
         self.report = Report(settings.retention_ratio, settings.method)
+        # On four tiny crops: an option out of range is told now, not in the middle of a call.
+        features = torch.zeros(5, 4, 1)
+        Compression.keep(self, Views(features[1:, :, 0], None, (2, 2), features, features[0, :, 0], score_type=self.score))
 
     def __enter__(self) -> Compression:
         patching.push(self.target, self)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from globalcom2.errors import InputError
-from globalcom2.memory import Memory, recall, remember
+from globalcom2.memory import CACHE, Memory, recall, remember, with_cache_named
 
 if TYPE_CHECKING:
     from globalcom2.compression import Short
@@ -50,13 +50,13 @@ class Generate:
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         names = list(inspect.signature(type(self.model).generate).parameters)[1:]
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        call = with_cache_named({**dict(zip(names, args, strict=False)), **kwargs})
         compression = self.state.active
         if compression is None:
             return self.original(**call)
         if call.get("inputs") is not None and "input_ids" not in call and not call["inputs"].is_floating_point():
             call["input_ids"] = call.pop("inputs")
-        ids, cache = call.get("input_ids"), call.get("past_key_values")
+        ids, cache = call.get("input_ids"), call.get(CACHE)
         memory = recall(cache, ids)
         if memory is not None:
             return self._continue(call, memory)
@@ -80,9 +80,9 @@ class Generate:
             with short.clock.phase("generation"):
                 out = self.original(**_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
         finally:  # a streamer may have stopped the call after its cache was filled
-            remember(call.get("past_key_values"), short.memory)
+            remember(call.get(CACHE), short.memory)
         out = _restored(out, call["input_ids"], short.prompt.input_ids)
-        remember(getattr(out, "past_key_values", None), short.memory)
+        remember(getattr(out, CACHE, None), short.memory)
         return out
 
     def _continue(self, call: dict[str, Any], memory: Memory) -> Any:

@@ -10,12 +10,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from globalcom2.errors import InputError
 from globalcom2.prompt import PIXELS, ShortPrompt, original_positions
 
 ATTRIBUTE = "_globalcom2_memory"
+CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
+"""What transformers calls a cache among arguments and in outputs; the older name still works in 5.24."""
+
+
+def with_cache_named(call: dict[str, Any]) -> dict[str, Any]:
+    """A call whose cache, if it has one, has the name of this version of transformers."""
+    if CACHE == "past_key_values" or "past_key_values" not in call:
+        return call
+    call = dict(call)
+    cache = call.pop("past_key_values")
+    return call if call.get(CACHE) is not None else {**call, CACHE: cache}
 
 
 @dataclass(frozen=True)

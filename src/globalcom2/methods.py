@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,9 +42,9 @@ _METHODS = {
         Method(
             "globalcom2",
             "globalcom2.selectors.globalcom2:globalcom2",
-            "The thumbnail decides how many tokens each crop keeps and has a say in which",
+            "Thumbnail and crops decide how many tokens each crop keeps, and the thumbnail has a say in which",
             "https://arxiv.org/abs/2501.05179",
-            published={"regions": "blocks"},
+            published={"regions": "blocks", "alpha": 0.5, "allocation": "softmax"},
         ),
         Method(
             "uniform",
@@ -98,18 +98,22 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
         The method's name and the options, for `compress(model, ratio, name, **options)`.
 
     Raises:
-        InputError: An unknown method, or an option without a value.
+        InputError: An unknown method, an option without a value, or one that has a flag of its own.
     """
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
-        option, equals, value = part.partition("=")
+        option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise InputError(f"an option of method {name!r} must be NAME=VALUE, got {part!r}. Write {part}=VALUE.")
+        if option in ("model", "method", "retention_ratio"):
+            raise InputError(
+                f"an option of method {name!r} must not be {option!r}, got {part!r}. It has a flag of its own."
+            )
         try:
-            options[option.strip()] = json.loads(value)
-        except ValueError:
-            options[option.strip()] = value.strip()
+            options[option] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[option] = value
     return get_method(name).name, options
 
 

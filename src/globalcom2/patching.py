@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from globalcom2.adapters import tap
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.generating import Expand, Generate, running
-from globalcom2.memory import recall, remember
+from globalcom2.memory import CACHE, recall, remember, with_cache_named
 from globalcom2.prompt import PIXELS
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ class Shorten:
         if compression is None or (id(model) in running.get() and all(kwargs.get(name) is None for name in PIXELS)):
             return None
         names = list(inspect.signature(type(model).forward).parameters)[1:]
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
-        cache = call.get("past_key_values")
+        call = with_cache_named({**dict(zip(names, args, strict=False)), **kwargs})
+        cache = call.get(CACHE)
         memory = recall(cache, call.get("input_ids"))
         if memory is not None:
             return (), memory.continued_step(call, cache.get_seq_length())  # type: ignore[union-attr]
@@ -163,5 +163,5 @@ class Remember:
         for encoded in (kwargs.get("mm_encoder_outputs") or {}).values():
             memory = getattr(encoded, "globalcom2_memory", None)
             if memory is not None:
-                remember(getattr(output, "past_key_values", None), memory)
+                remember(getattr(output, CACHE, None), memory)
                 return

@@ -21,7 +21,8 @@ from globalcom2.errors import InputError
 from globalcom2.methods import parse_method
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
-METHODS = ("globalcom2", "uniform", "random")
+METHODS = ("globalcom2", "globalcom2:allocation=softmax,alpha=0.5", "uniform", "random")
+"""The second one has the paper's choices."""
 Dataset = Annotated[
     Path | None, typer.Option(help="Parquet file. Default: the set that ships with the package.", show_default=False)
 ]
@@ -196,5 +197,5 @@ def _print_rows(result: dict[str, Any], heads: list[str], cells: Callable[[dict[
 def _table(left: list[str], right: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in (*left, *right):
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=column != "method")
     return table

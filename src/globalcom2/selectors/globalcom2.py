@@ -1,4 +1,4 @@
-"""GlobalCom²: the thumbnail decides how many tokens each crop may keep, and has a say in which."""
+"""GlobalCom²: the thumbnail has a say in how many tokens each crop may keep, and in which."""
 
 from __future__ import annotations
 
@@ -31,54 +31,51 @@ def globalcom2(
     retention_ratio: float,
     *,
     temperature: float | None = None,
-    alpha: float = 0.5,
-    crop_mass: str = "sum",
+    alpha: float = 0.3,
+    crop_mass: str | None = None,
     regions: str = "overlap",
-    allocation: str = "softmax",
+    allocation: str | None = None,
 ) -> Ranking:
     """Thumbnail compression, adaptive compression adjustment and holistic token evaluation.
 
     Args:
         views: Images with a thumbnail, or videos with guidance.
         retention_ratio: Fraction to keep, in (0, 1].
-        temperature: Softness of the competition between crops. Default: 0.1 for attention given or received,
-            10 for all others; with guidance 0.01, whatever the scores.
-        alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1].
-        crop_mass: How a crop's region of the thumbnail counts: "sum", "mean" or "max" of its scores. Guidance covers
-            every crop whole, so that "sum" is "mean" there.
+        temperature: Of "softmax" allocation: softness of the competition between crops. Default: 0.1 for attention given
+            or received, 10 for all others; with guidance 0.01, whatever the scores.
+        alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1]. The paper's is 0.5.
+        crop_mass: Of "softmax" allocation: how a crop's region of the thumbnail counts, as the "sum" (the default),
+            "mean" or "max" of its scores. Guidance covers every crop whole, so that "sum" is "mean" there.
         regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers, and "sum" is per
             equal area of a 576-token thumbnail, so that neither resolution, padding nor a constant added to all scores
-            favours a crop; "blocks" cuts the
-            thumbnail into equal blocks, the remainder going to the last one, as the published code does.
-        allocation: "softmax" is the paper's: the ratio of a crop stays between R * (1 - 1 / crops) and
-            R * (2 - 1 / crops). "attention" gives three quarters of the budget to the crops in proportion to the
-            attention that they get, one quarter evenly. A crop's attention is the mean of its share of the thumbnail's and
-            its share where all crops compete in one softmax. It knows no temperature and no `crop_mass`, and needs scores
-            before the softmax.
+            favours a crop; "blocks", of "softmax" allocation, cuts the thumbnail into equal blocks, the remainder going to
+            the last one, as the published code does.
+        allocation: How crops share the budget. "softmax" is the paper's: the ratio of a crop stays between
+            R * (1 - 1 / crops) and R * (2 - 1 / crops). "attention" gives three quarters of the budget to the crops in
+            proportion to the attention that they get, one quarter evenly; a crop's attention is the mean of its share of
+            the thumbnail's and its share where all crops compete in one softmax. Default: "attention" for scores before
+            the softmax, unless an option of "softmax" is given; "softmax" for all others.
 
     Returns:
         The thumbnail by its own scores; crop tokens by `alpha` * thumbnail + (1 - `alpha`) * local score, each
         L2-normalised over the crop; ratios R * (1 + softmax(mass / temperature) - mean), or by attention.
 
     Raises:
-        InputError: An option out of range, or `allocation="attention"` for scores that are not logits.
+        InputError: An option out of range or without effect, or `allocation="attention"` for scores that are not logits.
 
     Paper: https://arxiv.org/abs/2501.05179. Differs from the paper: follows the published code where they disagree
     (scores before the softmax, L2 normalisation); `regions="overlap"` equals the code's blocks where nothing is padded
     and also fits padded and non-divisible grids.
     """
-    if crop_mass not in ("sum", "mean", "max"):
+    if crop_mass not in (None, "sum", "mean", "max"):
         raise InputError(f"crop_mass must be one of sum, mean, max, got {crop_mass!r}.")
     if regions not in ("overlap", "blocks"):
         raise InputError(f"regions must be one of overlap, blocks, got {regions!r}.")
-    if allocation not in ("softmax", "attention"):
-        raise InputError(f"allocation must be one of softmax, attention, got {allocation!r}.")
-    if allocation == "attention" and (views.score_type not in LOGITS or views.thumbnail_scores is None):
-        got = f"score_type {views.score_type!r}" if views.guidance is None else "a video's guidance"
+    if views.thumbnail_scores is None and views.guidance is None:
         raise InputError(
-            f"allocation='attention' needs a thumbnail and scores before the softmax ({' or '.join(LOGITS)}), got {got}. "
-            "Use allocation='softmax'."
+            "thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail."
         )
+    allocation = _allocation(allocation, views, temperature, crop_mass, regions)
     if not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}.")
     if temperature is None:
@@ -86,31 +83,55 @@ def globalcom2(
     if not isinstance(temperature, Real) or not 0.0 < temperature < float("inf"):
         raise InputError(f"temperature must be a positive number, got {temperature!r}.")
     thumbnail, valid = views.thumbnail_scores, views.valid_mask
-    if thumbnail is None and views.guidance is None:
-        raise InputError(
-            "thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail."
-        )
     if views.valid_count == 0:
         return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
 
-    mass, seen = _by_guidance(views, crop_mass) if thumbnail is None else _by_thumbnail(views, crop_mass, regions)
-    if allocation == "attention":
-        ratios = retention_ratio * (EVEN + (1 - EVEN) * _attention_density(views))
+    canvas = None if thumbnail is None else Canvas(views)
+    seen = views.guidance.double() if canvas is None else canvas.project(_map(views))  # type: ignore[union-attr]
+    if allocation == "attention" and canvas is not None:
+        ratios = retention_ratio * (EVEN + (1 - EVEN) * _attention_density(views, canvas))
     else:
+        how = crop_mass or "sum"
+        mass = _by_guidance(views, how) if canvas is None else _by_thumbnail(views, canvas, how, regions)
         shares = ((mass - mass.amax(-1, keepdim=True)) / temperature).exp()
         shares = shares / (shares.sum(-1, keepdim=True) + EPSILON)
-        ratios = retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))
-    ratios = ratios.clamp(max=1.0)
+        ratios = (retention_ratio * (1 + shares - shares.mean(-1, keepdim=True))).clamp(max=1.0)
     return Ranking(thumbnail, alpha * _unit(seen, valid) + (1 - alpha) * _unit(views.scores, valid), ratios)
 
 
-def _attention_density(views: Views) -> Tensor:
+def _allocation(
+    allocation: str | None, views: Views, temperature: float | None, crop_mass: str | None, regions: str
+) -> str:
+    """The allocation that is asked for, or else fits the scores and the other options."""
+    of_softmax = {
+        "temperature": temperature is not None,
+        "crop_mass": crop_mass is not None,
+        "regions": regions == "blocks",
+    }
+    fits = views.score_type in LOGITS and views.thumbnail_scores is not None
+    if allocation is None:
+        return "attention" if fits and not any(of_softmax.values()) else "softmax"
+    if allocation not in ("softmax", "attention"):
+        raise InputError(f"allocation must be one of softmax, attention, got {allocation!r}.")
+    if allocation == "attention" and not fits:
+        got = f"score_type {views.score_type!r}" if views.guidance is None else "a video's guidance"
+        raise InputError(
+            f"allocation='attention' needs a thumbnail and scores before the softmax ({' or '.join(LOGITS)}), got {got}. "
+            "Leave allocation out."
+        )
+    for name, given in of_softmax.items():
+        if given and allocation == "attention":
+            raise InputError(f"{name} must be left out with allocation='attention', got one. Use allocation='softmax'.")
+    return allocation
+
+
+def _attention_density(views: Views, canvas: Canvas) -> Tensor:
     """Attention per valid token of every crop over that of the whole image, float64 (batch, crops).
 
     The thumbnail sees what matters in the whole, and no small print; the crops see that. Both have a half say.
     """
     thumbnail: Tensor = views.thumbnail_scores  # type: ignore[assignment]
-    rows, cols = Canvas(views).overlaps()
+    rows, cols = canvas.overlaps()
     seen = rows @ thumbnail.double().softmax(-1).unflatten(-1, views.thumbnail_grid) @ cols.T  # type: ignore[arg-type]
     valid = views.valid_mask
     competing = views.scores.double().masked_fill(~valid, -torch.inf).flatten(-2).softmax(-1)
@@ -120,28 +141,31 @@ def _attention_density(views: Views) -> Tensor:
     return density
 
 
-def _by_guidance(views: Views, crop_mass: str) -> tuple[Tensor, Tensor]:
-    """Mass of every crop, (batch, crops), and the commander's scores of crop tokens, (batch, crops, tokens)."""
+def _by_guidance(views: Views, crop_mass: str) -> Tensor:
+    """Mass of every crop, (batch, crops)."""
     guidance: Tensor = views.guidance.double()  # type: ignore[union-attr]
     valid = views.valid_mask
     if crop_mass == "max":
-        return guidance.masked_fill(~valid, -torch.inf).amax(-1), guidance
+        return guidance.masked_fill(~valid, -torch.inf).amax(-1)
     count = valid.sum(-1)
     mean = guidance.masked_fill(~valid, 0.0).sum(-1) / count.clamp(min=1)
-    return mean.masked_fill(count == 0, -torch.inf), guidance
+    return mean.masked_fill(count == 0, -torch.inf)
 
 
-def _by_thumbnail(views: Views, crop_mass: str, regions: str) -> tuple[Tensor, Tensor]:
-    """The same from the thumbnail: a crop's region of it, and its map resized to the crops."""
-    thumbnail: Tensor = views.thumbnail_scores  # type: ignore[assignment]
-    thumbnail_map = thumbnail.float().unflatten(-1, views.thumbnail_grid)  # type: ignore[arg-type]
-    canvas = Canvas(views)
+def _by_thumbnail(views: Views, canvas: Canvas, crop_mass: str, regions: str) -> Tensor:
+    """The same from a crop's region of the thumbnail."""
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
     # Softmaxed scores sum to one in a view of any resolution, others grow with it.
-    tokens = thumbnail.shape[-1] if views.score_type in ("attention", "received") else PAPER_TOKENS
-    mass = _mass(thumbnail_map.double(), *weights, crop_mass, tokens if regions == "overlap" else None)
-    mass = mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
-    return mass, canvas.project(thumbnail_map)
+    tokens = views.thumbnail_tokens if views.score_type in ("attention", "received") else PAPER_TOKENS
+    mass = _mass(_map(views).double(), *weights, crop_mass, tokens if regions == "overlap" else None)
+    return mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
+
+
+def _map(views: Views) -> Tensor:
+    """The thumbnail's scores, float32 (batch, height, width)."""
+    thumbnail: Tensor = views.thumbnail_scores.float()  # type: ignore[union-attr]
+    unflattened: Tensor = thumbnail.unflatten(-1, views.thumbnail_grid)  # type: ignore[arg-type]
+    return unflattened
 
 
 class Canvas:
