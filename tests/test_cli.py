@@ -34,7 +34,8 @@ def test_ask_with_defaults_is_the_demo(capsys, tmp_path):
     code, out, err = call(capsys, "ask", "--json", "--picture", str(tmp_path / "kept.png"))
     assert code == 0, err
     result = json.loads(out)
-    assert set(result) == {"model", "image", "question", "retention_ratio", "method", "full", "compressed", "picture"}
+    keys = {"model", "image", "question", "retention_ratio", "method", "options", "full", "compressed", "picture"}
+    assert set(result) == keys
     assert set(result["full"]) == ASK_KEYS
     assert set(result["compressed"]) == ASK_KEYS | {"crop_ratios", "selection_seconds"}
     full, short = result["full"], result["compressed"]

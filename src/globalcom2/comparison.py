@@ -86,7 +86,8 @@ def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked
     return {
         "question": asked.question,
         "retention_ratio": asked.retention_ratio,
-        "method": asked.method,
+        "method": method,
+        "options": options,
         "full": full,
         "compressed": short,
         "picture": str(asked.picture) if asked.picture is not None and len(report) else None,

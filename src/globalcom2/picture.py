@@ -107,7 +107,7 @@ def _draw_crops(panel: object, image: Image.Image, entry: ImageReport, scale: in
         panel.axhline(row * height * scale, color="cyan", linewidth=1.2)  # type: ignore[attr-defined]
     for col in range(1, cols):
         panel.axvline(col * width * scale, color="cyan", linewidth=1.2)  # type: ignore[attr-defined]
-    panel.set_title(f"crops ({rows} x {cols}): each keeps what the thumbnail grants it", fontsize=10)  # type: ignore[attr-defined]
+    panel.set_title(f"crops ({rows} x {cols}): what each of them keeps", fontsize=10)  # type: ignore[attr-defined]
 
 
 def _greyed(pixels: np.ndarray, keep: np.ndarray) -> np.ndarray:

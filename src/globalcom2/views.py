@@ -32,7 +32,8 @@ class Views:
             line that a token stands on, -1 on padding. None: the packing has no newlines.
         score_type: What the scores are: "logits" (pre-softmax, may be negative), "attention" (softmaxed, one view sums
             to at most one), "mean_query" (logits of the mean query), "received" (attention from all tokens, sums to one
-            too) or "similarity" (minus the cosine to the view's mean). Selectors take their temperature from it.
+            too) or "similarity" (minus the cosine to the view's mean). Selectors take from it how they share a
+            budget.
         thumbnail_grid: (height, width) of the thumbnail's tokens, where it has others than the crops. Default:
             `token_grid`.
         guidance: float (crops, tokens), for views without a thumbnail to keep: what a commander thinks of every crop

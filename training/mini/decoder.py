@@ -5,7 +5,7 @@ some heads of its first three layers are asked to look, from the word that names
 digits, colour or centre are, and from the answer at the name (`batches.py` knows where); and what such a word has found
 out is read from it. The tower, once it learns too, keeps its own labels. The weights are an ordinary LLaVA-NeXT's all the same.
 
-    python decoder.py TOWER.pt OUT.pt --frozen 1500 --together 2200        resumes from OUT.pt if it is there
+    python decoder.py TOWER.pt OUT.pt --frozen 3000 --together 800        resumes from OUT.pt if it is there
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tower", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--frozen", type=int, default=1500, help="steps in which the tower stays as it is")
-    parser.add_argument("--together", type=int, default=2200, help="steps after them")
+    parser.add_argument("--frozen", type=int, default=3000, help="steps in which the tower stays as it is")
+    parser.add_argument("--together", type=int, default=800, help="steps after them")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--start", type=Path, help="this file's earlier result to start from, tower included")
     parser.add_argument("--threads", type=int, default=2)
