@@ -155,7 +155,9 @@ class Compression:
         self.report = Report(settings.retention_ratio, settings.method)
         # On four tiny crops: an option out of range is told now, not in the middle of a call.
         features = torch.zeros(5, 4, 1)
-        Compression.keep(self, Views(features[1:, :, 0], None, (2, 2), features, features[0, :, 0], score_type=self.score))
+        Compression.keep(
+            self, Views(features[1:, :, 0], None, (2, 2), features, features[0, :, 0], score_type=self.score)
+        )
 
     def __enter__(self) -> Compression:
         patching.push(self.target, self)

@@ -80,7 +80,8 @@ _FAMILIES = {
             "globalcom2.adapters.llama4:Llama4Adapter",
             "[CLS] row of the last layer of its own tower, mean over the patches of a token",
             "last",
-            "random weights; the real processor around a stand-in for its image processor (needs torchvision)",
+            "random weights; the real processor around a stand-in for its image processor (needs torchvision); not with "
+            "transformers 5.24.0, in which the model fails by itself",
             "exact; tags between views stay and are not counted; grid from the tags",
         ),
         Family(
@@ -136,7 +137,8 @@ _FAMILIES = {
             "globalcom2.adapters.lfm2_vl:Lfm2VlAdapter",
             "similarity of projected features (SigLIP 2 tower without [CLS])",
             "last, with its own token grid",
-            "random weights; the real processor around a stand-in for its image processor (needs torchvision)",
+            "random weights; the real processor around a stand-in for its image processor (needs torchvision); not with "
+            "transformers 5.24.0, in which the model fails by itself",
             "exact; tags between views stay and are not counted; grid from the tags",
         ),
         Family(
@@ -152,7 +154,8 @@ _FAMILIES = {
             "globalcom2.adapters.step3p7:Step3p7Adapter",
             "similarity of projected features (its own tower, without [CLS])",
             "last, with its own token grid",
-            "random weights; the real processor around a stand-in for its image processor (needs torchvision)",
+            "random weights; the real processor around a stand-in for its image processor (needs torchvision); not with "
+            "transformers 5.24.0, in which the model fails by itself",
             "exact; tags between views stay and are not counted; grid from the tags",
         ),
     )

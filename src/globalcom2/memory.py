@@ -7,17 +7,17 @@ prompt that the cache really holds; what cannot be mapped raises.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from globalcom2.errors import InputError
 from globalcom2.prompt import PIXELS, ShortPrompt, original_positions
 
 ATTRIBUTE = "_globalcom2_memory"
-CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
+CACHE = "cache" if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24) else "past_key_values"
 """What transformers calls a cache among arguments and in outputs; the older name still works in 5.24."""
 
 

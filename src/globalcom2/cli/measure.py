@@ -197,5 +197,9 @@ def _print_rows(result: dict[str, Any], heads: list[str], cells: Callable[[dict[
 def _table(left: list[str], right: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in (*left, *right):
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=column != "method")
+        left_column = column in left
+        justify: Any = "left" if left_column else "right"
+        table.add_column(
+            column, justify=justify, no_wrap=not left_column, overflow="fold" if left_column else "ellipsis"
+        )
     return table
