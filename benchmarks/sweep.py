@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def main() -> None:
     if args.out:
         result = {
             "benchmark": "mini model, sweep on the tuning set",
+            "command": " ".join(["python benchmarks/sweep.py", *sys.argv[1:]]),
             **machine(model.device),
             "pictures": len(pictures),
         }
