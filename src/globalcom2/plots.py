@@ -68,7 +68,8 @@ def _finish(figure: Figure, axes: list[Axes], path: Path) -> None:
         axis.set_ylim(0, 1.02)
         axis.tick_params(labelsize=8)
     axes[0].set_ylabel("accuracy")
-    axes[0].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -195,7 +195,7 @@ def _print_rows(result: dict[str, Any], heads: list[str], cells: Callable[[dict[
 
 
 def _table(left: list[str], right: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in (*left, *right):
         left_column = column in left
         justify: Any = "left" if left_column else "right"
