@@ -153,7 +153,8 @@ class Compression:
         self.settings = settings
         self.attention = self._attention(self.target.base_model)
         self.report = Report(settings.retention_ratio, settings.method)
-        # On four tiny crops: an option out of range is told now, not in the middle of a call.
+        # On four tiny crops: an option out of range is told now, not in the middle of a call. Not by self.keep: what
+        # overrides it is not ready yet.
         features = torch.zeros(5, 4, 1)
         Compression.keep(
             self, Views(features[1:, :, 0], None, (2, 2), features, features[0, :, 0], score_type=self.score)
