@@ -23,6 +23,7 @@ from globalcom2.compression import compress
 from globalcom2.estimation import estimate_costs
 from globalcom2.families import load_adapter
 from globalcom2.methods import parse_method
+from globalcom2.ram import PeakMemory, freed_memory_kept
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,22 @@ class Plan:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "hardware": name,
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "globalcom2": __version__},
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def processor_name() -> str:
+    """The CPU's own name on Linux, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int]) -> list[Setting]:
@@ -90,7 +100,9 @@ def random_inputs(model: Any, plan: Plan, batch: int) -> dict[str, torch.Tensor]
 def measure(
     model: Any, settings: list[Setting], plan: Plan, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> list[dict[str, Any]]:
-    """Run all settings interleaved, one warm-up round discarded.
+    """Run all settings interleaved, one warm-up round discarded, after one call each for the peak of memory.
+
+    On a CPU, freed memory stays with the process meanwhile (`freed_memory_kept`).
 
     Args:
         model: A supported model in eval mode.
@@ -104,11 +116,13 @@ def measure(
     """
     inputs = {batch: random_inputs(model, plan, batch) for batch in {s.batch_size for s in settings}}
     samples: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
-    for number in progress(range(plan.rounds + 1)):
-        for setting in settings:
-            sample = _sample(model, inputs[setting.batch_size], setting, plan)
-            if number:
-                samples[setting].append(sample)
+    peaks = {setting: _peak_memory(model, inputs[setting.batch_size], setting) for setting in settings}
+    with freed_memory_kept():
+        for number in progress(range(plan.rounds + 1)):
+            for setting in settings:
+                sample = _sample(model, inputs[setting.batch_size], setting, plan)
+                if number:
+                    samples[setting].append(sample)
     rows = []
     for setting, taken in samples.items():
         row: dict[str, Any] = {
@@ -119,7 +133,7 @@ def measure(
         row |= {name: statistics.median(s[name] for s in taken) for name in taken[0]}
         times = [s["ttft_seconds"] for s in taken]
         row["ttft_spread"] = (max(times) - min(times)) / statistics.median(times)
-        row["peak_memory_bytes"] = int(row["peak_memory_bytes"]) or None
+        row["peak_memory_bytes"] = peaks[setting]
         row["visual_tokens"] = int(row["visual_tokens"])
         row["images_per_second"] = setting.batch_size / row["ttft_seconds"]
         rows.append(row)
@@ -136,19 +150,31 @@ def _compare(model: Any, rows: list[dict[str, Any]], plan: Plan) -> None:
         row["predicted_speedup"] = predicted[0]["total_flops"] / costs["total_flops"]
 
 
-def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan: Plan) -> dict[str, float]:
+def _generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> None:
     greedy = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [model.config.image_token_id]}
-    block: AbstractContextManager[Any] = nullcontext()
-    if setting.method != "none":
-        method, options = parse_method(setting.method)
-        block = compress(model, setting.retention_ratio, method, **options)
-    with block as compression:
-        memory = PeakMemory(model.device)
-        first = _timed(lambda: model.generate(**inputs, **greedy, max_new_tokens=1), model.device)
-        peak = memory.bytes()
+    model.generate(**inputs, **greedy, max_new_tokens=new_tokens)
+
+
+def _block(model: Any, setting: Setting) -> AbstractContextManager[Any]:
+    if setting.method == "none":
+        return nullcontext()
+    method, options = parse_method(setting.method)
+    return compress(model, setting.retention_ratio, method, **options)
+
+
+def _peak_memory(model: Any, inputs: dict[str, torch.Tensor], setting: Setting) -> int | None:
+    memory = PeakMemory(model.device)
+    with _block(model, setting):
+        _generate(model, inputs, 1)
+    return memory.bytes()
+
+
+def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan: Plan) -> dict[str, float]:
+    with _block(model, setting) as compression:
+        first = _timed(lambda: _generate(model, inputs, 1), model.device)
         phases = dict(compression.report.seconds) if compression is not None else {}
         visual = compression.report[0].tokens_after if compression is not None else _placeholders(model, inputs)
-        longer = _timed(lambda: model.generate(**inputs, **greedy, max_new_tokens=1 + plan.new_tokens), model.device)
+        longer = _timed(lambda: _generate(model, inputs, 1 + plan.new_tokens), model.device)
     if compression is None:
         tower = _timed(lambda: _tower(model, inputs), model.device)
         whole = _timed(lambda: _features(model, inputs), model.device)
@@ -161,7 +187,6 @@ def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan:
         "projection_seconds": phases.get("projection", 0.0),
         "prefill_seconds": first - tower - selection - phases.get("projection", 0.0),
         "decode_seconds_per_token": max(longer - first, 0.0) / plan.new_tokens,
-        "peak_memory_bytes": float(peak or 0),
         "visual_tokens": float(visual),
     }
 
@@ -196,33 +221,6 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class PeakMemory:
-    """Peak of the device's allocated memory on CUDA, of the process's resident memory on Linux CPUs; else unknown."""
-
-    STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.known = device.type == "cuda"
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            try:
-                self.RESET.write_text("5")
-                self.known = True
-            except OSError:
-                self.known = False
-
-    def bytes(self) -> int | None:
-        """The peak since construction, in bytes."""
-        if not self.known:
-            return None
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        lines = self.STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 @torch.no_grad()
 def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
     """What one tapped row costs against `output_attentions`: seconds of the vision tower on one image, three ways.
@@ -248,17 +246,18 @@ def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
         tower(pixels, output_attentions=True)
 
     seconds: dict[str, list[float]] = {"plain": [], "tapped": [], "output_attentions": []}
-    for number in range(plan.rounds + 1):
-        took = {"plain": _timed(plain, model.device)}
-        tap.install(module)
-        took["tapped"] = _timed(tapped, model.device)
-        tap.uninstall(module)
-        tower.set_attn_implementation("eager")
-        took["output_attentions"] = _timed(eager, model.device)
-        tower.set_attn_implementation(before)
-        if number:
-            for name, value in took.items():
-                seconds[name].append(value)
+    with freed_memory_kept():
+        for number in range(plan.rounds + 1):
+            took = {"plain": _timed(plain, model.device)}
+            tap.install(module)
+            took["tapped"] = _timed(tapped, model.device)
+            tap.uninstall(module)
+            tower.set_attn_implementation("eager")
+            took["output_attentions"] = _timed(eager, model.device)
+            tower.set_attn_implementation(before)
+            if number:
+                for name, value in took.items():
+                    seconds[name].append(value)
     return {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
 
 

@@ -3,6 +3,8 @@
 Every turn is one question with its answer and sees the picture and itself only, as if it were asked alone. Some of its
 words also know where to look, in three hops: the word that ends a name at the name's other word, then at the patches that
 it is about, and what comes before a word of the answer at the names. `decoder.py` asks some attention heads to look there.
+Two words of the question for a count look at the tags' centres, a head for each colour: few things are counted well by how
+much attention they leave to <s>, many are not.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from tower import IGNORE, PARTS, SIDE, Labelled, Windows, crop, thumbnail
 TOKENS = SIDE * SIDE
 TURNS = 10
 # How often each kind is asked, where the scene allows it.
-FREQUENCY = {"read": 3, "exists": 2, "count": 1, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
+FREQUENCY = {"read": 4, "exists": 2, "count": 1, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
 ALL_TOKENS = {True: 0.15, False: 0.4}  # share of the steps that see all tokens, with a frozen tower and together
 SIZES = (64, 96, 160)  # tokens of a picture in the other steps
 PICTURES = 8  # per step; fewer where all tokens are seen
@@ -33,14 +35,15 @@ MOST_TOKENS = 2800  # per step that sees all tokens
 WINDOWS = 8  # views per step that only the tower learns from, once it does: dense with tags and lines
 OPENING = 2  # <s> and <user>, before the picture
 
-# What heads are to look at, by layer. A word that names nothing in the picture looks at <s>.
+# What heads are to look at, by layer. A word that names nothing in the picture looks at <s>. Where tags are counted, the
+# second layer has a head for each colour instead.
 NAMING, SEEING, TELLING = 0, 1, 2
 GUIDES = {
     NAMING: ("name",),
-    SEEING: ("tens", "units", "crops", "thumbnail", "count in crops", "count in thumbnail"),
+    SEEING: ("tens", "units", "crops", "thumbnail"),
     TELLING: ("first name", "last name"),
 }
-COUNTING = 4  # from this head on, the second layer's look at everything there is
+COUNTING = ("many", "tags")  # words of the question for a count; they look at the thumbnail and at the crops
 # What a word that names a tag or line, or counts tags, should know after the second layer, and how many classes there are.
 # The column is that of the thumbnail.
 KNOWN = {"tens": 10, "units": 10, "color": len(COLORS), "column": SIDE, "count": MOST_TAGS + 1}
@@ -120,9 +123,9 @@ def turns_about(rng: random.Random, shown: Scene) -> list[tuple[str, str, str]]:
 
 @cache
 def special_words() -> tuple[dict[int, str], dict[int, str], dict[int, str], dict[str, int]]:
-    """Colours, shapes and document words by token; tokens of the words for tags."""
+    """Colours, shapes and document words by token; tokens of the words for tags and their number."""
     token = {word: tokenizer()(word, add_special_tokens=False).input_ids[0] for word in (*COLORS, *SHAPES, *WORDS)}
-    of_tags = {word: tokenizer()(word, add_special_tokens=False).input_ids[0] for word in ("tag", "tags")}
+    of_tags = {word: tokenizer()(word, add_special_tokens=False).input_ids[0] for word in ("tag", *COUNTING)}
     return *({token[word]: word for word in words} for words in (COLORS, SHAPES, WORDS)), of_tags
 
 
@@ -147,8 +150,8 @@ def mentions(kind: str, ids: list[int], shown: Scene) -> list[tuple[int, int | N
     return found
 
 
-def seeing(kind: str, ids: list[int], shown: Scene, owners: np.ndarray) -> list[tuple[int, int, np.ndarray | None]]:
-    """The second hop: (token of the question, head, keys among the picture's tokens or None for <s>).
+def seeing(kind: str, ids: list[int], shown: Scene, owners: np.ndarray) -> list[tuple[int, int, np.ndarray, bool]]:
+    """The second hop: (token of the question, head, keys among the picture's tokens, whether <s> is a key too).
 
     Args:
         kind: Of the question.
@@ -159,24 +162,27 @@ def seeing(kind: str, ids: list[int], shown: Scene, owners: np.ndarray) -> list[
     part = {name: owners[:, number] for number, name in enumerate(PARTS)}
     in_crops = np.arange(len(owners))[:, None] > 0
     if kind == "count":
-        place = ids.index(special_words()[3]["tags"])
-        centres = part["centre"] >= 0
-        return [(place, COUNTING, (centres & in_crops).ravel()), (place, COUNTING + 1, (centres & ~in_crops).ravel())]
+        centre = np.where(part["centre"] < 0, len(shown.tags), part["centre"])
+        color = np.array([*(list(COLORS).index(tag.color) for tag in shown.tags), -1])[centre]
+        return [
+            (ids.index(special_words()[3][word]), head, ((color == head) & where).ravel(), True)
+            for word, where in zip(COUNTING, (~in_crops, in_crops), strict=True)
+            for head in range(len(COLORS))
+        ]
     found = []
     for place, number in mentions(kind, ids, shown):
-        if number is None:
-            found += [(place, head, None) for head in range(COUNTING)]
-            continue
-        mine = part["any"] == number
-        keys = (part["tens"] == number, part["units"] == number, mine & in_crops, mine & ~in_crops)
-        found += [(place, head, wanted.ravel()) for head, wanted in enumerate(keys)]
+        mine = {name: at == number for name, at in part.items()}
+        keys = (mine["tens"], mine["units"], mine["any"] & in_crops, mine["any"] & ~in_crops)
+        found += [(place, head, wanted.ravel(), number is None) for head, wanted in enumerate(keys)]
     return found
 
 
 def telling(kind: str, asked: list[int], answer: list[int], shown: Scene) -> list[tuple[int, int, int, int]]:
     """The first and the third hop: (token of the turn, layer, head, token to look at)."""
     colors, shapes, _, of_tags = special_words()
-    names = [asked.index(of_tags["tags"])] if kind == "count" else [place for place, _ in mentions(kind, asked, shown)]
+    names = [place for place, _ in mentions(kind, asked, shown)]
+    if kind == "count":
+        names = [asked.index(of_tags[word]) for word in COUNTING]
     found = [(place, NAMING, 0, place - 1) for place in names if asked[place] in shapes and asked[place - 1] in colors]
     for place in range(len(asked) - 1, len(asked) + len(answer) - 1):
         found += [(place, TELLING, 0, names[0]), (place, TELLING, 1, names[-1])]
@@ -186,7 +192,7 @@ def telling(kind: str, asked: list[int], answer: list[int], shown: Scene) -> lis
 def facts(kind: str, asked: list[int], shown: Scene) -> list[tuple[int, list[int]]]:
     """(token of the question, what it should know in the order of KNOWN, IGNORE where there is nothing to know)."""
     if kind == "count":
-        return [(asked.index(special_words()[3]["tags"]), [*[IGNORE] * 4, len(shown.tags)])]
+        return [(asked.index(special_words()[3][word]), [*[IGNORE] * 4, len(shown.tags)]) for word in COUNTING]
     found = []
     for place, number in mentions(kind, asked, shown):
         if number is not None and shown.lines:
@@ -201,24 +207,24 @@ def facts(kind: str, asked: list[int], shown: Scene) -> list[tuple[int, list[int
 class Pictures(Dataset):
     """Training step `first + index` as a `Batch`; the tower is frozen in the first `frozen` steps."""
 
-    def __init__(self, frozen: int, steps: int, first: int = 0):
-        self.frozen, self.steps, self.first = frozen, steps, first
+    def __init__(self, frozen: int, steps: int, first: int = 0, seed: str = "decoder"):
+        self.frozen, self.steps, self.first, self.seed = frozen, steps, first, seed
 
     def __len__(self) -> int:
         return self.steps - self.first
 
     def __getitem__(self, index: int) -> Batch:
         step = index + self.first
-        rng = random.Random(f"step-{step}")
+        rng = random.Random(f"{self.seed}-{step}")
         frozen = step < self.frozen
         everything = rng.random() < ALL_TOKENS[frozen]
         grids, size = GRIDS, PICTURES
         if everything:
             grids = (rng.choices(GRIDS, GRID_WEIGHTS)[0],)
             size = max(2, min(PICTURES, MOST_TOKENS // (len(packing(grids[0])) + 150)))
-        shown = [scene(f"decoder-{step}-{number}", grids=grids) for number in range(size)]
+        shown = [scene(f"{self.seed}-{step}-{number}", grids=grids) for number in range(size)]
         count = rng.choice(SIZES)
-        windows = Windows("windows", (step + 1) * WINDOWS, step * WINDOWS)
+        windows = Windows(f"{self.seed}-windows", (step + 1) * WINDOWS, step * WINDOWS)
         views: list[Labelled] = []
         visual, texts, guided, knowing = [], [], [], []
         for picture, whole in enumerate(shown):
@@ -235,10 +241,9 @@ class Pictures(Dataset):
             texts.append(segments)
             start, text = 0, OPENING + len(seen)
             for kind, asked, answer in segments:
-                for place, head, wanted in seeing(kind, asked, whole, owners):
-                    keys = [0] if wanted is None or head >= COUNTING else []
-                    if wanted is not None:
-                        keys += (OPENING + np.flatnonzero(~newline & wanted[np.where(newline, 0, seen)])).tolist()
+                for place, head, wanted, start_too in seeing(kind, asked, whole, owners):
+                    keys = [0] if start_too else []
+                    keys += (OPENING + np.flatnonzero(~newline & wanted[np.where(newline, 0, seen)])).tolist()
                     if keys:
                         guided.append(((picture, start + place, SEEING, head), keys))
                 for place, layer, head, key in telling(kind, asked, answer, whole):

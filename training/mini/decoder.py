@@ -5,7 +5,8 @@ some heads of its first three layers are asked to look, from the word that names
 digits, colour or centre are, and from the answer at the name (`batches.py` knows where); and what such a word has found
 out is read from it. The tower, once it learns too, keeps its own labels. The weights are an ordinary LLaVA-NeXT's all the same.
 
-    python decoder.py TOWER.pt OUT.pt --frozen 3000 --together 800        resumes from OUT.pt if it is there
+    python decoder.py TOWER.pt OUT.pt --frozen 3000 --together 4000        resumes from OUT.pt if it is there
+    python decoder.py MODEL OUT.pt --seed more --frozen 500                goes on from an exported model
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AttentionInterface
 
-from batches import COUNTING, GUIDES, KNOWN, OPENING, SEEING, Batch, Pictures, tokenizer
+from batches import GUIDES, KNOWN, OPENING, SEEING, Batch, Pictures, tokenizer
 from build import model as build_model
 from tower import IGNORE, Heads, Labelled, hidden_state, last_state, normalise, read_out
 
 GUIDE_WEIGHT, KNOWN_WEIGHT, TOWER_WEIGHT = 0.5, 0.5, 0.3
 DIGIT_WEIGHT = 3.0  # of a digit in an answer, over that of a word
-TOWER_RATE = 0.3  # of the decoder's learning rate
+TOWER_RATE = 0.4  # of the decoder's learning rate
 
 
 def attention(module, query, key, value, mask, scaling, **_):
@@ -102,14 +103,14 @@ def read_names(reader: nn.ModuleDict, names: torch.Tensor, batch: Batch) -> torc
 def guidance(seen: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
     """Loss of the guided heads, and the share of their attention that is where it should be.
 
-    Heads that count should look at everything they count and at <s> alike, so that what <s> gets tells the number; all
-    others anywhere on what a word names.
+    Heads that may look at <s> should look at it and at everything else they may look at alike, so that what <s> gets tells
+    the number; all others anywhere on what a word names.
     """
     picture, word, layer, head = batch.guided.unbind(1)
+    counting = batch.targets[:, 0] > 0
     rows = seen[picture, layer, head, word].clamp(min=1e-6)
     found = (rows * batch.targets).sum(1)
     spread = -(rows.log() * batch.targets).sum(1) / batch.targets.sum(1)
-    counting = (layer == SEEING) & (head >= COUNTING)
     return torch.where(counting, spread, -found.log()).mean(), found[(layer == SEEING) & ~counting].mean().item()
 
 
@@ -138,12 +139,12 @@ def moved(batch: Batch, device: str) -> Batch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tower", type=Path)
+    parser.add_argument("begin", type=Path, help="a tower from tower.py, or the folder of an exported model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--frozen", type=int, default=3000, help="steps in which the tower stays as it is")
-    parser.add_argument("--together", type=int, default=800, help="steps after them")
+    parser.add_argument("--together", type=int, default=4000, help="steps after them")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--start", type=Path, help="this file's earlier result to start from, tower included")
+    parser.add_argument("--seed", default="decoder", help="of the pictures; another one to go on from a model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -152,17 +153,15 @@ def main() -> None:
     model = build_model(tokenizer()).to(args.device)
     tower, language = model.model.vision_tower, model.model.language_model
     heads = Heads(tower.config.hidden_size).to(args.device)
-    saved = torch.load(args.out if args.out.exists() else args.tower, map_location=args.device)
-    heads.load_state_dict(saved["heads"])
     width = language.config.hidden_size
     reader = nn.ModuleDict({name: nn.Sequential(nn.RMSNorm(width), nn.Linear(width, n)) for name, n in KNOWN.items()})
     reader.to(args.device)
-    step = 0
     tower.set_attn_implementation("eager")
     language.set_attn_implementation("turns")
-    seeing = [*tower.parameters(), *heads.parameters()]
-    known = {id(parameter) for parameter in seeing}
-    reading = [parameter for parameter in model.parameters() if id(parameter) not in known] + [*reader.parameters()]
+    seeing = [*tower.parameters()]
+    in_tower = {id(parameter) for parameter in seeing}
+    reading = [parameter for parameter in model.parameters() if id(parameter) not in in_tower]
+    reading += [*heads.parameters(), *reader.parameters()]
     rates = [TOWER_RATE * args.rate, args.rate]
     optimizer = torch.optim.AdamW(
         [{"params": group, "lr": rate} for group, rate in zip((seeing, reading), rates, strict=True)],
@@ -170,42 +169,43 @@ def main() -> None:
         weight_decay=0.01,
         fused=True,
     )
-    steps = args.frozen + args.together
+    step, steps = 0, args.frozen + args.together
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.03)
     if args.out.exists():
-        model.load_state_dict(saved["model"])
-        reader.load_state_dict(saved["reader"])
+        saved = torch.load(args.out, map_location=args.device)
+        for module, name in ((model, "model"), (heads, "heads"), (reader, "reader")):
+            module.load_state_dict(saved[name])
         step = saved["step"]
         if step < steps:
             optimizer.load_state_dict(saved["optimizer"])
             schedule.load_state_dict(saved["schedule"])
+    elif args.begin.is_dir():  # without read-outs: they are learnt anew, on the tower as it is at first
+        model.load_state_dict(type(model).from_pretrained(args.begin, dtype=torch.float32).state_dict())
     else:
+        saved = torch.load(args.begin, map_location=args.device)
         tower.load_state_dict(saved["tower"])
-        if args.start:
-            start_from = torch.load(args.start, map_location=args.device)
-            for module, name in ((model, "model"), (heads, "heads"), (reader, "reader")):
-                module.load_state_dict(start_from[name])
-    data = DataLoader(Pictures(args.frozen, steps, step), batch_size=None, num_workers=1, prefetch_factor=8)
+        heads.load_state_dict(saved["heads"])
+    pictures = Pictures(args.frozen, steps, step, args.seed)
+    data = DataLoader(pictures, batch_size=None, num_workers=1, prefetch_factor=8)
     digits = torch.tensor(tokenizer().convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")))
     digits = digits.to(args.device)
     start, running = time.time(), {}
     for batch in data:
         batch = moved(batch, args.device)
-        frozen, now, losses = step < args.frozen, {}, {}
+        frozen = step < args.frozen
         with torch.autocast(args.device, torch.bfloat16):
             with torch.set_grad_enabled(not frozen):
                 hidden = hidden_state(tower, normalise(batch.views.pixels))
-                pooled = last_state(tower, hidden) if not frozen and step % 2 == 0 else None
+                pooled = last_state(tower, hidden) if step % 2 == 0 else None
             logits, seen, names = run(model, batch, hidden)
-        if not frozen:
-            losses, now = read_out(heads, hidden.float(), pooled, batch.views)
+        losses, now = read_out(heads, hidden.float(), pooled, batch.views)
         guide, found = guidance(seen, batch)
         answers = answer_loss(logits, batch.labels, digits)
         knows = read_names(reader, names, batch)
         loss = answers + GUIDE_WEIGHT * guide + KNOWN_WEIGHT * knows + TOWER_WEIGHT * sum(losses.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for group in (reading,) if frozen else (seeing, reading):
+        for group in (seeing, reading):
             nn.utils.clip_grad_norm_(group, 1.0)
         optimizer.step()
         schedule.step()
