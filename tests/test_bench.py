@@ -28,6 +28,9 @@ def test_rows(tiny):
         phases = sum(row[f"{phase}_seconds"] for phase in ("tower", "selection", "projection", "prefill"))
         assert phases == pytest.approx(row["ttft_seconds"], rel=0.5)
         assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] > 1e6
+        assert row["share_of_flops"] == pytest.approx(1 if setting.method == "none" else predicted["share_of_whole"])
+        if setting.method != "none":
+            assert row["predicted_speedup"] == predicted["speedup"] < 1 / row["share_of_flops"]
         assert (row["predicted_speedup"] == 1) == (setting.method == "none")
 
 

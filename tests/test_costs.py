@@ -12,7 +12,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from globalcom2.costs import prefill_flops, projector_flops, tower_flops
+from globalcom2.costs import masked_flops, prefill_flops, projector_flops, tower_flops
 
 
 def counted(work) -> int:
@@ -37,6 +37,14 @@ def test_prefill(config, tokens):
     model = kind(config)
     got = counted(lambda: model(torch.zeros(1, tokens, dtype=torch.long), logits_to_keep=1, use_cache=False))
     assert prefill_flops(config, tokens) == pytest.approx(got, rel=1e-5)
+
+
+def test_masked_is_what_a_prompt_read_word_by_word_never_computes():
+    config = LlamaConfig(hidden_size=128, intermediate_size=300, num_hidden_layers=3, num_attention_heads=8)
+    tokens = 23
+    pairs = sum(key > query for query in range(tokens) for key in range(tokens))
+    a_pair = (prefill_flops(config, 2) - 2 * prefill_flops(config, 1) + 2 * 128 * config.vocab_size) / 2
+    assert masked_flops(config, tokens) == pairs * a_pair
 
 
 def test_tower():

@@ -20,7 +20,7 @@ import transformers
 
 from globalcom2._version import __version__
 from globalcom2.compression import compress
-from globalcom2.estimation import estimate_costs
+from globalcom2.estimation import estimate_costs, speedup
 from globalcom2.families import load_adapter
 from globalcom2.methods import parse_method
 from globalcom2.ram import PeakMemory, freed_memory_kept
@@ -112,7 +112,8 @@ def measure(
 
     Returns:
         One row per setting: medians over the rounds, with `*_spread` = (max - min) / median for the time to first
-        token; `speedup` against "none" at the same batch size and what `estimate_costs` predicts for it.
+        token; `speedup` against "none" at the same batch size and what `estimate_costs` predicts for it;
+        `share_of_flops` as torch's counter has it, the masked half of attention included.
     """
     inputs = {batch: random_inputs(model, plan, batch) for batch in {s.batch_size for s in settings}}
     samples: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
@@ -144,10 +145,12 @@ def measure(
 def _compare(model: Any, rows: list[dict[str, Any]], plan: Plan) -> None:
     plain = {row["batch_size"]: row for row in rows if row["method"] == "none"}
     ratios = [row["retention_ratio"] for row in rows]
+    eager = model.config.get_text_config()._attn_implementation == "eager"
     predicted = estimate_costs(model.config, plan.image, [1.0, *ratios], text_tokens=plan.text_tokens)
     for row, costs in zip(rows, predicted[1:], strict=True):
         row["speedup"] = plain[row["batch_size"]]["ttft_seconds"] / row["ttft_seconds"]
-        row["predicted_speedup"] = predicted[0]["total_flops"] / costs["total_flops"]
+        row["predicted_speedup"] = speedup(predicted[0], costs, eager=eager)
+        row["share_of_flops"] = costs["share_of_whole"]
 
 
 def _generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> None:

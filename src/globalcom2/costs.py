@@ -1,7 +1,8 @@
 """What a call costs, in closed form: floating-point operations, key-value cache, activations.
 
 Operations are those of matrix products, counted as torch's counter does: one multiply-add is two. Softmax, norms and
-activations are left out (under 1 % at these sizes); attention is counted in full, not as a causal half. Tests compare
+activations are left out (under 1 % at these sizes); attention is counted in full, not as a causal half, which
+`masked_flops` gives. Tests compare
 every formula with `torch.utils.flop_counter.FlopCounterMode`. Configurations are transformers' own objects; nothing is
 imported here.
 """
@@ -19,6 +20,12 @@ def prefill_flops(config: Any, tokens: int) -> int:
         tokens: Length of the prompt, text and visual tokens.
     """
     return _decoder_flops(config, queries=tokens, keys=tokens)
+
+
+def masked_flops(config: Any, tokens: int) -> int:
+    """What `prefill_flops` counts, as torch's counter does, but causal kernels (sdpa, flash) skip: keys after the query."""
+    heads, _, head_dim = _heads(config)
+    return int(config.num_hidden_layers * 4 * heads * head_dim * (tokens * (tokens - 1) // 2))
 
 
 def decode_flops(config: Any, tokens: int) -> int:

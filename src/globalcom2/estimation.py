@@ -80,7 +80,8 @@ def estimate_costs(
 
     Returns:
         Rows with the keys of `globalcom2 estimate --json`. `share_of_whole` is of tower, projector and prefill at ratio
-        1; in the paper's convention the tower and the projector, which it leaves out, are added for it.
+        1; in the paper's convention the tower and the projector, which it leaves out, are added for it. `speedup` (ours
+        only) is what these operations allow, less `masked_flops`, which kernels skip: eager attention does not.
     """
     if convention not in CONVENTIONS:
         raise unknown_name("convention", convention, CONVENTIONS)
@@ -123,6 +124,7 @@ def estimate_costs(
             "projector_flops": projection,
             "prefill_flops": prefill,
             "total_flops": tower + projection + prefill,
+            "masked_flops": costs.masked_flops(text, prompt),
             "decode_flops": costs.decode_flops(text, prompt),
             "kv_cache_bytes": costs.kv_cache_bytes(text, prompt, bytes_per_value),
             "activation_bytes": costs.activation_bytes(text, prompt, bytes_per_value),
@@ -131,8 +133,25 @@ def estimate_costs(
     def whole(row: dict[str, Any]) -> int:
         return int(row["total_flops"] + row.get("left_out_flops", 0))
 
-    full = whole(row(1.0))
-    return [made | {"share_of_whole": whole(made) / full} for made in (row(check_ratio(ratio)) for ratio in ratios)]
+    full, rows = row(1.0), [row(check_ratio(ratio)) for ratio in ratios]
+    for made in rows:
+        made["share_of_whole"] = whole(made) / whole(full)
+        if convention == "ours":
+            made["speedup"] = speedup(full, made)
+    return rows
+
+
+def speedup(full: dict[str, Any], row: dict[str, Any], *, eager: bool = False) -> float:
+    """How much faster than `full` a row of `estimate_costs` is at the same operations per second, masked ones skipped.
+
+    Args:
+        full: The row at ratio 1.
+        row: Another one.
+        eager: Whether the language model's attention is eager: it computes what it then masks.
+    """
+    skipped = 0 if eager else 1
+    done = [made["total_flops"] - skipped * made["masked_flops"] for made in (full, row)]
+    return float(done[0] / done[1])
 
 
 def paper_megabytes(size: int) -> float:
