@@ -99,14 +99,39 @@ def test_guided_words_look_at_what_they_name(training):
             assert 0 <= key <= word
             assert batch.turn[row, key] == batch.turn[row, word]
             continue
-        if keys.tolist() == [0]:  # nothing is so called
+        if keys[0] == 0:  # nothing is so called, or tags are counted: the test below
             continue
         places = batch.visual[row, keys[keys >= opening] - opening]
         assert (places >= 0).all(), "a newline"
         view, token = places // batches.TOKENS, places % batches.TOKENS
         owners = batch.views.owners[view, :, token]
-        name = batches.GUIDES[layer][head]
-        part = {"tens": 1, "units": 2, "count in crops": 3, "count in thumbnail": 3}.get(name, 0)
+        part = {"tens": 1, "units": 2}.get(batches.GUIDES[layer][head], 0)
         assert (owners[:, part] >= 0).all()
-        if head < batches.COUNTING:
-            assert len(owners[:, part].unique()) == 1
+        assert len(owners[:, part].unique()) == 1
+
+
+def test_tags_are_counted_color_by_color(training, monkeypatch):
+    """Each centre once in the crops, by the head of its tag's colour; none by the heads of other colours."""
+    batches, *_ = training
+    monkeypatch.setattr(batches, "ALL_TOKENS", {True: 1.0})
+    batch = batches.Pictures(9, 9)[6]
+    counted = {}
+    tokens = [batches.special_words()[3][word] for word in batches.COUNTING]
+    for (row, word, layer, head), target in zip(batch.guided.tolist(), batch.targets, strict=True):
+        if layer == batches.SEEING and batch.ids[row, word] in tokens:
+            keys = target.nonzero().flatten().tolist()
+            assert keys[0] == 0
+            places = batch.visual[row, [key - batches.OPENING for key in keys[1:]]]
+            counted[row, tokens.index(batch.ids[row, word]), head] = places
+    rows = {row for row, *_ in counted}
+    assert rows
+    assert len(counted) == len(rows) * len(tokens) * len(batches.COLORS)
+    for (row, word, head), places in counted.items():
+        view, token = places // batches.TOKENS, places % batches.TOKENS
+        assert ((view == batch.visual[row, 0] // batches.TOKENS) == (word == 0)).all()
+        colors = batch.views.patches[view, 0, token]  # the first of PATCH_HEADS
+        assert (colors == head).all()
+    for row in rows:
+        shown = batches.scene(f"decoder-6-{row}", grids=(_grid(batch),)).tags
+        colors = [list(batches.COLORS).index(tag.color) for tag in shown]
+        assert [len(counted[row, 1, head]) for head in range(8)] == [colors.count(head) for head in range(8)]
