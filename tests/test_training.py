@@ -91,6 +91,7 @@ def test_guided_words_look_at_what_they_name(training):
     batch = batches.Pictures(9, 9)[5]
     assert len(batch.guided) == len(batch.targets) > 50
     opening = batches.OPENING
+    counting = [batches.special_words()[3][word] for word in batches.COUNTING]
     for (row, word, layer, head), target in zip(batch.guided.tolist(), batch.targets, strict=True):
         assert batch.turn[row, word] >= 0
         keys = target.nonzero().flatten()
@@ -99,7 +100,7 @@ def test_guided_words_look_at_what_they_name(training):
             assert 0 <= key <= word
             assert batch.turn[row, key] == batch.turn[row, word]
             continue
-        if keys[0] == 0:  # nothing is so called, or tags are counted: the test below
+        if keys[0] == 0 or batch.ids[row, word] in counting:  # nothing is so called, or the test below
             continue
         places = batch.visual[row, keys[keys >= opening] - opening]
         assert (places >= 0).all(), "a newline"
@@ -111,27 +112,28 @@ def test_guided_words_look_at_what_they_name(training):
 
 
 def test_tags_are_counted_color_by_color(training, monkeypatch):
-    """Each centre once in the crops, by the head of its tag's colour; none by the heads of other colours."""
+    """Each centre once in the crops, by the head of its tag's colour; "many" looks at the thumbnail, all of it."""
     batches, *_ = training
     monkeypatch.setattr(batches, "ALL_TOKENS", {True: 1.0})
     batch = batches.Pictures(9, 9)[6]
-    counted = {}
-    tokens = [batches.special_words()[3][word] for word in batches.COUNTING]
+    counted, rows = {}, []
+    many, tags = (batches.special_words()[3][word] for word in batches.COUNTING)
     for (row, word, layer, head), target in zip(batch.guided.tolist(), batch.targets, strict=True):
-        if layer == batches.SEEING and batch.ids[row, word] in tokens:
-            keys = target.nonzero().flatten().tolist()
+        keys = target.nonzero().flatten()
+        if layer == batches.SEEING and batch.ids[row, word] == many:
+            assert keys.tolist() == list(range(batches.OPENING, batches.OPENING + batches.TOKENS))
+            rows.append(row)
+        if layer == batches.SEEING and batch.ids[row, word] == tags:
             assert keys[0] == 0
-            places = batch.visual[row, [key - batches.OPENING for key in keys[1:]]]
-            counted[row, tokens.index(batch.ids[row, word]), head] = places
-    rows = {row for row, *_ in counted}
+            counted[row, head] = batch.visual[row, keys[1:] - batches.OPENING]
     assert rows
-    assert len(counted) == len(rows) * len(tokens) * len(batches.COLORS)
-    for (row, word, head), places in counted.items():
+    assert len(counted) == len(rows) * len(batches.COLORS)
+    for (row, head), places in counted.items():
         view, token = places // batches.TOKENS, places % batches.TOKENS
-        assert ((view == batch.visual[row, 0] // batches.TOKENS) == (word == 0)).all()
+        assert (view != batch.visual[row, 0] // batches.TOKENS).all()
         colors = batch.views.patches[view, 0, token]  # the first of PATCH_HEADS
         assert (colors == head).all()
     for row in rows:
         shown = batches.scene(f"decoder-6-{row}", grids=(_grid(batch),)).tags
         colors = [list(batches.COLORS).index(tag.color) for tag in shown]
-        assert [len(counted[row, 1, head]) for head in range(8)] == [colors.count(head) for head in range(8)]
+        assert [len(counted[row, head]) for head in range(8)] == [colors.count(head) for head in range(8)]

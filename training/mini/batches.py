@@ -3,8 +3,8 @@
 Every turn is one question with its answer and sees the picture and itself only, as if it were asked alone. Some of its
 words also know where to look, in three hops: the word that ends a name at the name's other word, then at the patches that
 it is about, and what comes before a word of the answer at the names. `decoder.py` asks some attention heads to look there.
-Two words of the question for a count look at the tags' centres, a head for each colour: few things are counted well by how
-much attention they leave to <s>, many are not.
+A count is asked twice: "tags" looks at the centres in the crops, a head for each colour (few things are counted well by
+how much attention they leave to <s>, many are not), and "many" at any token of the thumbnail, all of which know it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ GUIDES = {
     SEEING: ("tens", "units", "crops", "thumbnail"),
     TELLING: ("first name", "last name"),
 }
-COUNTING = ("many", "tags")  # words of the question for a count; they look at the thumbnail and at the crops
+COUNTING = ("many", "tags")  # words of the question for a count
 # What a word that names a tag or line, or counts tags, should know after the second layer, and how many classes there are.
 # The column is that of the thumbnail.
 KNOWN = {"tens": 10, "units": 10, "color": len(COLORS), "column": SIDE, "count": MOST_TAGS + 1}
@@ -164,10 +164,11 @@ def seeing(kind: str, ids: list[int], shown: Scene, owners: np.ndarray) -> list[
     if kind == "count":
         centre = np.where(part["centre"] < 0, len(shown.tags), part["centre"])
         color = np.array([*(list(COLORS).index(tag.color) for tag in shown.tags), -1])[centre]
+        many, tags = (ids.index(special_words()[3][word]) for word in COUNTING)
+        by_color = [(tags, head, ((color == head) & in_crops).ravel(), True) for head in range(len(COLORS))]
         return [
-            (ids.index(special_words()[3][word]), head, ((color == head) & where).ravel(), True)
-            for word, where in zip(COUNTING, (~in_crops, in_crops), strict=True)
-            for head in range(len(COLORS))
+            (many, GUIDES[SEEING].index("thumbnail"), np.broadcast_to(~in_crops, color.shape).ravel(), False),
+            *by_color,
         ]
     found = []
     for place, number in mentions(kind, ids, shown):

@@ -3,7 +3,7 @@
 Read-outs of the second-last layer, which is the one that LLaVA-NeXT uses: every patch of a tag or a document's line is
 asked for colour and shape or for the word, for a digit where one stands, whether it holds the centre, and where in the view
 it is; [CLS] is asked which names, digits and words are in the view and how many things, so that its attention row means
-something.
+something; how many is asked of the patches too, so that a few of them tell it.
 
     python tower.py OUT.pt --steps 4000        resumes from OUT.pt if it is there
 """
@@ -230,12 +230,13 @@ def coverage(box: tuple[float, float, float, float]) -> np.ndarray:
 
 
 class Heads(nn.ModuleDict):
-    """Linear read-outs of one layer: patch heads, and [CLS] heads for what is in the view and how many things."""
+    """Linear read-outs of one layer: patch heads, [CLS] heads for what is in the view, and of both how many things."""
 
     def __init__(self, width: int):
         super().__init__({name: nn.Linear(width, classes) for name, classes in PATCH_HEADS.items()})
         self["view"] = nn.Linear(width, VIEW_LABELS)
         self["things"] = nn.Linear(width, MOST_THINGS + 1)
+        self["things around"] = nn.Linear(width, MOST_THINGS + 1)
         self["pooled"] = nn.Linear(width, VIEW_LABELS)
 
 
@@ -279,10 +280,13 @@ def read_out(heads: Heads, hidden: torch.Tensor, pooled: torch.Tensor | None, vi
     counted = heads["things"](hidden[:, 0])
     losses["view"] = 3 * F.binary_cross_entropy_with_logits(heads["view"](hidden[:, 0]), views.view)
     losses["things"] = 0.5 * F.cross_entropy(counted, views.things)
+    around, wanted = heads["things around"](hidden[:, 1:]), views.things[:, None].expand(-1, SIDE * SIDE)
+    losses["things around"] = F.cross_entropy(around.mT, wanted)
     if pooled is not None:
         losses["pooled"] = F.binary_cross_entropy_with_logits(heads["pooled"](pooled.float()), views.view)
     now["view loss"] = losses["view"].item() / 3
     now["things"] = (counted.argmax(-1) == views.things).float().mean().item()
+    now["around"] = (around.argmax(-1) == wanted).float().mean().item()
     return losses, now
 
 
