@@ -46,6 +46,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "globalcom2 by default: attention, alpha 0.3": ("globalcom2", {}),
     "attention, alpha 0": ("globalcom2", {"alpha": 0.0}),
     "told: budgets by the number of tags or lines in each crop": ("told", {}),
+    "uniform, thumbnail_weight=0.5": ("uniform", {"thumbnail_weight": 0.5}),
+    "globalcom2 by default, thumbnail_weight=0.5": ("globalcom2", {"thumbnail_weight": 0.5}),
     "uniform, newlines=none": ("uniform", {"newlines": "none"}),
     "globalcom2 by default, newlines=none": ("globalcom2", {"newlines": "none"}),
 }

@@ -30,7 +30,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "alpha": (0.0, 0.15, 0.3, 0.5, 1.0),
     "crop_mass": ("sum", "mean", "max"),
     "newlines": ("counted", "all", "none"),
-    "thumbnail_weight": (0.5, 1.0, 2.0),
+    "thumbnail_weight": (0.5, 0.75, 1.0, 2.0),
     "thumbnail_order": ("raster", "score"),
     "positions": ("closed", "original"),
 }
@@ -48,6 +48,7 @@ def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[Set
         Setting(FULL, 1.0),
         Setting("uniform", ratio, shared),
         Setting("uniform", ratio, {**shared, "newlines": "none"}),
+        Setting("uniform", ratio, {**shared, "thumbnail_weight": 0.5}),
     ]
     found += [Setting("globalcom2", ratio, PAPER), Setting("globalcom2", ratio, base)]
     for axis in axes:
