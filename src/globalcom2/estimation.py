@@ -147,7 +147,8 @@ def speedup(full: dict[str, Any], row: dict[str, Any], *, eager: bool = False) -
     Args:
         full: The row at ratio 1.
         row: Another one.
-        eager: Whether the language model's attention is eager: it computes what it then masks.
+        eager: Whether the language model's attention is eager: it computes what it then masks, as other kernels do in
+            padded batches.
     """
     skipped = 0 if eager else 1
     done = [made["total_flops"] - skipped * made["masked_flops"] for made in (full, row)]
