@@ -24,7 +24,7 @@ LAYERS = [
     {"generating", "picture"},
     {"patching"},
     {"compression", "mini"},
-    {"loading", "comparison", "estimation", "questions", "intervals", "integrations"},
+    {"loading", "comparison", "estimation", "questions", "intervals", "ram", "integrations"},
     {"bench", "answers"},
     {"evals"},
     {"analysis", "plots"},
