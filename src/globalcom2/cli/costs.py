@@ -58,7 +58,7 @@ def _print_estimate(result: dict[str, Any]) -> None:
     title = f"{result['model']}, {result['image']} image, 16-bit weights {weights}; TFLOPs"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["ratio", "tokens", "prefill", "KV MB" if paper else "KV MiB", "whole", "share"]
-    columns += ["ours: tokens", "whole", "share"] if paper else ["speed-up", "GFLOPs/token"]
+    columns += ["ours", "whole", "share"] if paper else ["speed-up", "GFLOPs/token"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row, own in zip(result["rows"], result.get("ours", result["rows"]), strict=True):
@@ -77,8 +77,8 @@ def _print_estimate(result: dict[str, Any]) -> None:
     if paper:
         console.print(
             "The paper counts ratio x all tokens of the views in the language model: no text, no newlines, no vision "
-            f"tower and no projector ({_tera(first['left_out_flops'])} TFLOPs at every ratio, added in 'whole'). 'ours' "
-            "counts the real prompt."
+            f"tower and no projector ({_tera(first['left_out_flops'])} TFLOPs at every ratio, added in 'whole'). From "
+            "'ours' on, columns count the real prompt."
         )
     else:
         console.print(
@@ -167,34 +167,32 @@ def bench(
 
 
 def _print_bench(result: dict[str, Any]) -> None:
+    rows = result["rows"]
+    one_batch = len({row["batch_size"] for row in rows}) == 1
+    what = f"{result['model']} on {result['device']}, {result['dtype']}, {result['image']}"
     table = Table(
-        title=f"{result['model']} on {result['device']}, {result['dtype']}, {result['image']}", title_justify="left"
+        title=f"{what}; milliseconds",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, int(one_batch), 0, 0),
+        show_edge=False,
+        pad_edge=False,
     )
-    columns = (
-        "method",
-        "batch",
-        "tokens",
-        "TTFT ms",
-        "tower",
-        "select",
-        "prefill",
-        "ms/token",
-        "MiB",
-        "speed-up",
-        "predicted",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in result["rows"]:
-        memory = "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f}"
-        milliseconds = [f"{1e3 * row[f'{name}_seconds']:.1f}" for name in ("ttft", "tower", "selection", "prefill")]
+    # Two lines each, so that all of it fits 80 columns.
+    columns = ("tok-\nens", "TTFT", "tower", "sel-\nect", "pre-\nfill", "a\ntoken", "MiB", "speed-\nup", "pre-\ndicted")
+    table.add_column("method", min_width=10, overflow="fold")
+    for column in ("ratio", *columns) if one_batch else ("ratio", "batch", *columns):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        phases = ("ttft", "tower", "selection", "prefill", "decode")
+        seconds = [row["decode_seconds_per_token" if name == "decode" else f"{name}_seconds"] for name in phases]
         table.add_row(
-            f"{row['method']} {row['retention_ratio']:g}",
-            str(row["batch_size"]),
+            row["method"],
+            f"{row['retention_ratio']:g}",
+            *([] if one_batch else [str(row["batch_size"])]),
             str(row["visual_tokens"]),
-            *milliseconds,
-            f"{1e3 * row['decode_seconds_per_token']:.1f}",
-            memory,
+            *(f"{1e3 * value:.1f}" for value in seconds),
+            "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f}",
             f"{row['speedup']:.2f}x",
             f"{row['predicted_speedup']:.2f}x",
         )
