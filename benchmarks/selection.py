@@ -6,7 +6,6 @@ python benchmarks/selection.py            prints a table, then one JSON line
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from globalcom2 import Views, list_methods, select
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.estimation import named_configs
+from globalcom2.machine import machine
 
 RUNS, WIDTH = 200, 4096
 
@@ -62,14 +62,16 @@ def main() -> None:
                     }
                 )
                 print(f"{method:12} {ratio:<5} {name:24} {middle:6.2f} ms  (p5 {low:.2f}, p95 {high:.2f})")
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": 1,
-        "versions": {"torch": torch.__version__},
-    }
     print(
         json.dumps(
-            {"benchmark": "selection", "image": "672x672", "width": WIDTH, "runs": RUNS, **machine, "rows": rows}
+            {
+                "benchmark": "selection",
+                "image": "672x672",
+                "width": WIDTH,
+                "runs": RUNS,
+                **machine(torch.device("cpu")),
+                "rows": rows,
+            }
         )
     )
 

@@ -11,20 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import torch
 from vllm import LLM, SamplingParams, __version__
 
+from globalcom2.machine import machine
 from globalcom2.mini import EVALUATION_SET, FOLDER
 from globalcom2.questions import load_pictures
 
@@ -89,13 +88,10 @@ def main() -> None:
         )
         print("{retention_ratio:g}: {requests_per_second} requests/s, {speedup}x".format(**rows[-1]))
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        environment = {"vllm": __version__, "python": platform.python_version(), "cpus": os.cpu_count()}
         result = {
             "command": shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]]),
-            "commit": commit,
-            "date": date.today().isoformat(),
-            "environment": environment,
+            "vllm": __version__,
+            **machine(torch.device("cpu")),
             "model": "mini" if args.model == str(FOLDER) else args.model,
             "at_once": AT_ONCE,
             "requests": args.requests,

@@ -18,8 +18,8 @@ from rich.progress import Progress
 
 from globalcom2 import load_mini
 from globalcom2._version import __version__
-from globalcom2.bench import machine
 from globalcom2.evals import FULL, Journal, Setting, evaluate, journal_header
+from globalcom2.machine import machine
 from globalcom2.questions import load_pictures
 
 AXES: dict[str, tuple[Any, ...]] = {

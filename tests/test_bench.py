@@ -57,7 +57,7 @@ def test_command(capsys, tmp_path):
     code, out, err = call(capsys, *arguments, "--json")
     assert code == 0, err
     result = json.loads(out)
-    assert {"model", "device", "dtype", "rows", "versions", "hardware", "date"} <= set(result)
+    assert {"command", "commit", "model", "device", "dtype", "rows", "versions", "hardware", "date"} <= set(result)
     keys = "method retention_ratio batch_size ttft_seconds tower_seconds selection_seconds prefill_seconds peak_memory_bytes"
     assert set(keys.split()) <= set(result["rows"][1])
     assert Image.open(tmp_path / "b.png").width > 300

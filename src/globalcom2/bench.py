@@ -6,7 +6,6 @@ random pixels and words: the time of a call does not depend on what a picture sh
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from globalcom2._version import __version__
 from globalcom2.compression import compress
 from globalcom2.estimation import estimate_costs, speedup
 from globalcom2.families import load_adapter
@@ -43,26 +40,6 @@ class Plan:
     text_tokens: int = 40
     new_tokens: int = 16
     rounds: int = 5
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    return {
-        "hardware": name,
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "globalcom2": __version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def processor_name() -> str:
-    """The CPU's own name on Linux, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int]) -> list[Setting]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+import sys
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,3 +23,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Attention = Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...", show_default=False)]
+
+
+def measured_with(network: Any) -> dict[str, Any]:
+    """The command, a model's number format, and the machine, for a result."""
+    from globalcom2.machine import machine  # noqa: PLC0415
+
+    command = shlex.join(["globalcom2", *sys.argv[1:]])
+    return {"command": command, "dtype": str(network.dtype).removeprefix("torch."), **machine(network.device)}

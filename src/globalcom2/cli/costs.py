@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from globalcom2.budget import check_ratio
-from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, notes
+from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, measured_with, notes
 from globalcom2.errors import InputError
 from globalcom2.methods import parse_method
 
@@ -150,11 +150,10 @@ def bench(
         "model": model,
         "weights": "random" if config is not None else "loaded",
         "device": str(network.device),
-        "dtype": str(network.dtype).removeprefix("torch."),
         "attn": network.config._attn_implementation,
         "image": f"{plan.image[0]}x{plan.image[1]}",
         "rounds": rounds,
-        **benchmarking.machine(network.device),
+        **measured_with(network),
         "rows": rows,
     }
     if compare == "eager":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from globalcom2._version import __version__
 from globalcom2.budget import check_ratio
-from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, notes
+from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, measured_with, notes
 from globalcom2.errors import InputError
 from globalcom2.methods import parse_method
 
@@ -92,7 +91,7 @@ def evaluation(
             journal=journal,
             progress=lambda done: bar.advance(task, done),
         )
-    result = {"model": model, "dataset": path, "pictures": len(shown), **_machine(network), "runs": rows}
+    result = {"model": model, "dataset": path, "pictures": len(shown), **measured_with(network), "runs": rows}
     _finish(result, out, partial, as_json)
     if plot is not None:
         from globalcom2.plots import draw_eval  # noqa: PLC0415
@@ -129,7 +128,7 @@ def analyze(
         rows = analysis.analyze_views(
             network, processor, shown, batch_size=batch_size, progress=lambda done: bar.advance(task, done)
         )
-    result = {"model": model, "dataset": path, "pictures": len(shown), **_machine(network), "runs": rows}
+    result = {"model": model, "dataset": path, "pictures": len(shown), **measured_with(network), "runs": rows}
     _finish(result, out, None, as_json)
     if plot is not None:
         from globalcom2.plots import draw_analysis  # noqa: PLC0415
@@ -157,13 +156,6 @@ def _load_model(model: str, dtype: str, device: str, attn: str | None) -> tuple[
 
     notes.print(f"Loading {model}")
     return load_model(model, dtype, device, attn)
-
-
-def _machine(network: Any) -> dict[str, Any]:
-    from globalcom2.bench import machine  # noqa: PLC0415
-
-    command = " ".join(["globalcom2", *sys.argv[1:]])
-    return {"command": command, "dtype": str(network.dtype).removeprefix("torch."), **machine(network.device)}
 
 
 def _bar() -> Progress:
