@@ -50,6 +50,27 @@ def test_attention_is_compared_and_restored(tiny):
     assert [entry[:4] for entry in footprint(tiny.model)] == [entry[:4] for entry in before]
 
 
+def test_table_shows_every_figure_on_80_columns(capsys, monkeypatch):
+    from globalcom2.cli.costs import _print_bench
+
+    monkeypatch.setenv("COLUMNS", "80")
+    seconds = {"ttft": 23.4567, "tower": 12.3, "selection": 0.0041, "prefill": 11.2}
+    row = {f"{name}_seconds": value for name, value in seconds.items()}
+    row |= {"method": "globalcom2:alpha=0.5", "retention_ratio": 0.25, "visual_tokens": 2928, "ttft_spread": 0.1}
+    row |= {
+        "decode_seconds_per_token": 0.0415,
+        "peak_memory_bytes": 99_999 * 2**20,
+        "speedup": 2.14,
+        "predicted_speedup": 12.61,
+    }
+    rows = [row | {"batch_size": size} for size in (1, 16)]
+    _print_bench({"model": "m", "device": "cpu", "dtype": "float32", "image": "672x672", "rounds": 5, "rows": rows})
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    for figure in ("0.25", "16", "2928", "23,457", "12,300", "4.1", "41.5", "99,999", "2.14x", "12.61x"):
+        assert figure in out.replace("\n", " ").split(), out
+
+
 def test_command(capsys, tmp_path):
     from test_cli import call
 

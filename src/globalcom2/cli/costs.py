@@ -173,7 +173,7 @@ def _print_bench(result: dict[str, Any]) -> None:
         title=f"{what}; milliseconds",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, int(one_batch), 0, 0),
+        padding=0,
         show_edge=False,
         pad_edge=False,
     )
@@ -190,7 +190,7 @@ def _print_bench(result: dict[str, Any]) -> None:
             f"{row['retention_ratio']:g}",
             *([] if one_batch else [str(row["batch_size"])]),
             str(row["visual_tokens"]),
-            *(f"{1e3 * value:.1f}" for value in seconds),
+            *(f"{1e3 * value:,.{0 if value >= 0.1 else 1}f}" for value in seconds),
             "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f}",
             f"{row['speedup']:.2f}x",
             f"{row['predicted_speedup']:.2f}x",
