@@ -36,8 +36,7 @@ def training():
 def test_a_turn_reads_the_picture_as_if_asked_alone(training, monkeypatch, everything):
     batches, decoder, model, processor = training
     monkeypatch.setattr(batches, "ALL_TOKENS", {True: float(everything)})
-    monkeypatch.setattr(batches, "PICTURES", 2)
-    batch = batches.Pictures(9, 9)[3]
+    batch = batches.Pictures(9, 9, pictures=2)[3]
     language = model.model.language_model
     language.set_attn_implementation("turns")
     with torch.no_grad():

@@ -53,7 +53,7 @@ def on_host(groups: list[Group]) -> None:
     masks = [mask for group in groups for mask in group.masks]
     finite = [all_finite(group.views)[None] for group in groups]
     copied = torch.cat([mask.flatten() for mask in (*finite, *masks)]).cpu()
-    for flag, group in zip(copied, groups, strict=False):
+    for flag, group in zip(copied[: len(groups)].tolist(), groups, strict=True):
         if not flag:
             require_finite(group.views)
     left = iter(copied[len(groups) :].split([mask.numel() for mask in masks]))

@@ -30,9 +30,7 @@ TURNS = 10
 FREQUENCY = {"read": 4, "exists": 2, "count": 1, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
 ALL_TOKENS = {True: 0.15, False: 0.4}  # share of the steps that see all tokens, with a frozen tower and together
 SIZES = (64, 96, 160)  # tokens of a picture in the other steps
-PICTURES = 8  # per step; fewer where all tokens are seen
-MOST_TOKENS = 2800  # per step that sees all tokens
-WINDOWS = 8  # views per step that only the tower learns from, once it does: dense with tags and lines
+MOST_TOKENS = 350  # per step that sees all tokens and picture of any other step
 OPENING = 2  # <s> and <user>, before the picture
 
 # What heads are to look at, by layer. A word that names nothing in the picture looks at <s>. Where tags are counted, the
@@ -69,7 +67,7 @@ class Batch(NamedTuple):
     guided: torch.Tensor
     """int64 (R, 4): picture, text token, layer, head."""
     targets: torch.Tensor
-    """float (R, OPENING + n + T): 1 for the keys that a guided word should look at."""
+    """bool (R, OPENING + n + T): the keys that a guided word should look at."""
     knowing: torch.Tensor
     """int64 (K, 2): picture, text token of words that name something in the picture."""
     known: torch.Tensor
@@ -90,8 +88,9 @@ def packing(grid: tuple[int, int]) -> np.ndarray:
 
 
 def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count: int) -> np.ndarray:
-    """`count` places of a picture's run, ascending: of most things the digits and the centres, some of their other tokens,
-    and others at random. What is asked for should mostly be there, or it cannot be learnt.
+    """`count` places of a picture's run, ascending: of most things the digits and mostly the centres, some of their other
+    tokens, and others at random. What is asked for should mostly be there, or it cannot be learnt; centres may lack, so
+    that tags are counted in the thumbnail too.
 
     Args:
         slots: What `packing` returned.
@@ -101,7 +100,8 @@ def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count
     """
     things = [number for number in range(owners.max() + 1) if rng.random() < 0.95]
     part = owners.transpose(1, 0, 2).reshape(len(PARTS), -1)
-    needed = np.flatnonzero(np.isin(part[1:], things).any(0)).tolist()
+    asked = part[1:] if rng.random() < 0.8 else part[1:-1]
+    needed = np.flatnonzero(np.isin(asked, things).any(0)).tolist()
     others = [token for number in things for token in _some(rng, np.flatnonzero(part[0] == number).tolist())]
     if rng.random() < 0.3:
         others += range(part.shape[1], int(slots.max()) + 1)
@@ -206,10 +206,14 @@ def facts(kind: str, asked: list[int], shown: Scene) -> list[tuple[int, list[int
 
 
 class Pictures(Dataset):
-    """Training step `first + index` as a `Batch`; the tower is frozen in the first `frozen` steps."""
+    """Training step `first + index` as a `Batch`; the tower is frozen in the first `frozen` steps.
 
-    def __init__(self, frozen: int, steps: int, first: int = 0, seed: str = "decoder"):
-        self.frozen, self.steps, self.first, self.seed = frozen, steps, first, seed
+    A step has `pictures` pictures, fewer where all tokens are seen, and as many windows, views dense with tags and lines
+    that only the tower learns from, once it does.
+    """
+
+    def __init__(self, frozen: int, steps: int, first: int = 0, seed: str = "decoder", pictures: int = 8):
+        self.frozen, self.steps, self.first, self.seed, self.pictures = frozen, steps, first, seed, pictures
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -219,13 +223,13 @@ class Pictures(Dataset):
         rng = random.Random(f"{self.seed}-{step}")
         frozen = step < self.frozen
         everything = rng.random() < ALL_TOKENS[frozen]
-        grids, size = GRIDS, PICTURES
+        grids, size = GRIDS, self.pictures
         if everything:
             grids = (rng.choices(GRIDS, GRID_WEIGHTS)[0],)
-            size = max(2, min(PICTURES, MOST_TOKENS // (len(packing(grids[0])) + 150)))
+            size = max(2, min(size, MOST_TOKENS * size // (len(packing(grids[0])) + 150)))
         shown = [scene(f"{self.seed}-{step}-{number}", grids=grids) for number in range(size)]
         count = rng.choice(SIZES)
-        windows = Windows(f"{self.seed}-windows", (step + 1) * WINDOWS, step * WINDOWS)
+        windows = Windows(f"{self.seed}-windows", (step + 1) * self.pictures, step * self.pictures)
         views: list[Labelled] = []
         visual, texts, guided, knowing = [], [], [], []
         for picture, whole in enumerate(shown):
@@ -251,10 +255,11 @@ class Pictures(Dataset):
                     guided.append(((picture, start + place, layer, head), [text + start + key]))
                 knowing += [((picture, start + place), known) for place, known in facts(kind, asked, whole)]
                 start += len(asked) + len(answer)
-        views += [windows[number] for number in range(0 if frozen else WINDOWS)]
+        views += [windows[number] for number in range(0 if frozen else self.pictures)]
         return collated(views, visual, texts, guided, knowing, everything)
 
 
+@cache
 def tokenized(text: str) -> list[int]:
     return tokenizer()(text, add_special_tokens=False).input_ids
 
@@ -271,9 +276,9 @@ def collated(views, visual, texts, guided, knowing, everything) -> Batch:
             ids[row, start:stop], labels[row, start + len(asked) : stop] = asked + answer, answer
             turn[row, start:stop], place[row, start:stop] = number, np.arange(stop - start)
             start = stop
-    targets = torch.zeros(len(guided), OPENING + len(visual[0]) + longest)
+    targets = torch.zeros(len(guided), OPENING + len(visual[0]) + longest, dtype=torch.bool)
     for row, (_, keys) in enumerate(guided):
-        targets[row, keys] = 1
+        targets[row, keys] = True
     stacked = Labelled(
         *(torch.stack([view[part] for view in views]) for part in range(3)),
         torch.tensor([view.things for view in views]),

@@ -23,11 +23,23 @@ from transformers import AttentionInterface
 
 from batches import GUIDES, KNOWN, OPENING, SEEING, Batch, Pictures, tokenizer
 from build import model as build_model
-from tower import IGNORE, Heads, Labelled, hidden_state, last_state, normalise, read_out
+from tower import (
+    IGNORE,
+    MEASURED,
+    Heads,
+    Labelled,
+    attention_of,
+    hidden_state,
+    last_state,
+    machine_arguments,
+    normalise,
+    prepare,
+    read_out,
+)
 
-GUIDE_WEIGHT, KNOWN_WEIGHT, TOWER_WEIGHT = 0.5, 0.5, 0.3
+GUIDE_WEIGHT, KNOWN_WEIGHT, TOWER_WEIGHT = 0.5, 0.5, 0.5
 DIGIT_WEIGHT = 3.0  # of a digit in an answer, over that of a word
-TOWER_RATE = 0.4  # of the decoder's learning rate
+TOWER_RATE = 0.5  # of the decoder's learning rate
 
 
 def attention(module, query, key, value, mask, scaling, **_):
@@ -93,25 +105,27 @@ def run(model, batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 def read_names(reader: nn.ModuleDict, names: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Loss of what a word knows about the thing that it names."""
-    return sum(
-        F.cross_entropy(reader[name](names.float()), batch.known[:, column], ignore_index=IGNORE)
-        for column, name in enumerate(KNOWN)
-        if (batch.known[:, column] != IGNORE).any()
-    )
+    loss = torch.zeros((), device=names.device)
+    for column, name in enumerate(KNOWN):
+        known = batch.known[:, column]
+        summed = F.cross_entropy(reader[name](names.float()), known, ignore_index=IGNORE, reduction="sum")
+        loss = loss + summed / (known != IGNORE).sum().clamp(min=1)
+    return loss
 
 
-def guidance(seen: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
-    """Loss of the guided heads, and the share of their attention that is where it should be.
+def guidance(seen: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of the guided heads, and the share of the seeing ones' attention that is where it should be.
 
     Heads that may look at <s> should look at it and at everything else they may look at alike, so that what <s> gets tells
     the number; all others anywhere on what a word names.
     """
     picture, word, layer, head = batch.guided.unbind(1)
-    counting = batch.targets[:, 0] > 0
+    counting = batch.targets[:, 0]
     rows = seen[picture, layer, head, word].clamp(min=1e-6)
     found = (rows * batch.targets).sum(1)
     spread = -(rows.log() * batch.targets).sum(1) / batch.targets.sum(1)
-    return torch.where(counting, spread, -found.log()).mean(), found[(layer == SEEING) & ~counting].mean().item()
+    looking = (layer == SEEING) & ~counting
+    return torch.where(counting, spread, -found.log()).mean(), (found * looking).sum() / looking.sum()
 
 
 def answer_loss(logits: torch.Tensor, labels: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
@@ -133,8 +147,10 @@ def answered(logits: torch.Tensor, batch: Batch) -> list[tuple[str, bool]]:
 
 
 def moved(batch: Batch, device: str) -> Batch:
-    views = Labelled(*(part.to(device) for part in batch.views))
-    return Batch(views, *(x.to(device) if isinstance(x, torch.Tensor) else x for x in batch[1:]))
+    def there(x):
+        return x.to(device) if isinstance(x, torch.Tensor) else x
+
+    return Batch(Labelled(*map(there, batch.views)), *map(there, batch[1:]))
 
 
 def main() -> None:
@@ -145,10 +161,10 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=4000, help="steps after them")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", default="decoder", help="of the pictures; another one to go on from a model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=48, help="pictures per step")
+    machine_arguments(parser)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    prepare(args)
     torch.manual_seed(0)
     model = build_model(tokenizer()).to(args.device)
     tower, language = model.model.vision_tower, model.model.language_model
@@ -156,7 +172,7 @@ def main() -> None:
     width = language.config.hidden_size
     reader = nn.ModuleDict({name: nn.Sequential(nn.RMSNorm(width), nn.Linear(width, n)) for name, n in KNOWN.items()})
     reader.to(args.device)
-    tower.set_attn_implementation("eager")
+    tower.set_attn_implementation(attention_of(args.device))
     language.set_attn_implementation("turns")
     seeing = [*tower.parameters()]
     in_tower = {id(parameter) for parameter in seeing}
@@ -185,8 +201,8 @@ def main() -> None:
         saved = torch.load(args.begin, map_location=args.device)
         tower.load_state_dict(saved["tower"])
         heads.load_state_dict(saved["heads"])
-    pictures = Pictures(args.frozen, steps, step, args.seed)
-    data = DataLoader(pictures, batch_size=None, num_workers=1, prefetch_factor=8)
+    pictures = Pictures(args.frozen, steps, step, args.seed, args.batch)
+    data = DataLoader(pictures, batch_size=None, num_workers=args.workers, prefetch_factor=4)
     digits = torch.tensor(tokenizer().convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")))
     digits = digits.to(args.device)
     start, running = time.time(), {}
@@ -198,7 +214,8 @@ def main() -> None:
                 hidden = hidden_state(tower, normalise(batch.views.pixels))
                 pooled = last_state(tower, hidden) if step % 2 == 0 else None
             logits, seen, names = run(model, batch, hidden)
-        losses, now = read_out(heads, hidden.float(), pooled, batch.views)
+        measure = step % MEASURED == 0
+        losses, now = read_out(heads, hidden.float(), pooled, batch.views, measure)
         guide, found = guidance(seen, batch)
         answers = answer_loss(logits, batch.labels, digits)
         knows = read_names(reader, names, batch)
@@ -210,11 +227,12 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         step += 1
-        now |= {"answers": answers.item(), "guide": guide.item(), "found": found, "knows": knows.item()}
-        running |= {k: 0.97 * running.get(k, v) + 0.03 * v for k, v in now.items() if v == v}
-        for kind, right in answered(logits, batch):
-            name = kind if batch.everything else f"{kind}'"
-            running[name] = 0.995 * running.get(name, float(right)) + 0.005 * right
+        if measure:
+            now |= {"answers": answers.item(), "guide": guide.item(), "found": found.item(), "knows": knows.item()}
+            running |= {k: 0.9 * running.get(k, v) + 0.1 * v for k, v in now.items() if v == v}
+            for kind, right in answered(logits, batch):
+                name = kind if batch.everything else f"{kind}'"
+                running[name] = 0.99 * running.get(name, float(right)) + 0.01 * right
         if step % 50 == 0:
             took = f"{step} {time.time() - start:.0f}s "
             print(took + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True)

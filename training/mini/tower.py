@@ -11,6 +11,7 @@ something; how many is asked of the patches too, so that a few of them tell it.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import time
 from dataclasses import replace
@@ -63,6 +64,7 @@ PATCH_HEADS = {
 BACKGROUND = {"color": len(COLORS), "word": len(WORDS), "centre": 0}
 PARTS = ("any", "tens", "units", "centre")  # of a tag or line
 WEIGHTS = {"color": 1.0, "shape": 1.0, "tens": 1.5, "units": 1.5, "word": 1.0, "centre": 0.5, "column": 0.2}
+MEASURED = 20  # every so many steps
 MEAN = (0.481, 0.458, 0.408)
 STD = (0.269, 0.261, 0.276)
 
@@ -71,7 +73,7 @@ def tower_config() -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=6,
+        num_hidden_layers=8,
         num_attention_heads=8,
         image_size=VIEW,
         patch_size=PATCH,
@@ -141,8 +143,11 @@ def labelled(seen: Scene, scale: tuple[float, float] = (1.0, 1.0)) -> Labelled:
     (sx, sy), legible = scale, scale == (1.0, 1.0)
     best = np.zeros(SIDE * SIDE)  # a patch belongs to the tag that covers most of it
     for number, tag in enumerate(seen.tags):
+        corners = [(x * sx, y * sy) for x, y in outline(tag)]
+        if outside(corners):
+            continue
         canvas = Image.new("L", (VIEW, VIEW))
-        ImageDraw.Draw(canvas).polygon([(x * sx, y * sy) for x, y in outline(tag)], fill=1)
+        ImageDraw.Draw(canvas).polygon(corners, fill=1)
         share = patches(np.asarray(canvas, np.float32))
         if share.max() < 0.1:
             continue
@@ -191,6 +196,11 @@ def crop(whole: Scene, row: int, col: int) -> Labelled:
     tags = [replace(t, x=t.x - left, y=t.y - top) for t in whole.tags]
     lines = [replace(n, left=n.left - left, right=n.right - left, y=n.y - top) for n in whole.lines]
     return labelled(Scene(whole.image.crop((left, top, left + VIEW, top + VIEW)), tags, lines))
+
+
+def outside(corners: list[tuple[float, float]]) -> bool:
+    across, down = zip(*corners, strict=True)
+    return max(across) < -1 or max(down) < -1 or min(across) > VIEW or min(down) > VIEW
 
 
 def within(boxes) -> bool:
@@ -259,14 +269,15 @@ def last_state(tower: CLIPVisionModel, hidden: torch.Tensor) -> torch.Tensor:
     return tower.post_layernorm(tower.encoder.layers[-1](hidden.detach(), attention_mask=None)[:, 0])
 
 
-def read_out(heads: Heads, hidden: torch.Tensor, pooled: torch.Tensor | None, views: Labelled):
-    """Weighted losses of all read-outs, and how often the most likely class is right.
+def read_out(heads: Heads, hidden: torch.Tensor, pooled: torch.Tensor | None, views: Labelled, measure: bool = True):
+    """Weighted losses of all read-outs, and how often the most likely class is right, where that is to be measured.
 
     Args:
         heads: The read-outs.
         hidden: What `hidden_state` returned, in float32.
         pooled: What `last_state` returned, or None.
         views: Labels of the same views.
+        measure: Whether to wait for the device for the shares.
     """
     losses, now = {}, {}
     for row, name in enumerate(PATCH_HEADS):
@@ -275,8 +286,9 @@ def read_out(heads: Heads, hidden: torch.Tensor, pooled: torch.Tensor | None, vi
         if name in BACKGROUND:
             weight[BACKGROUND[name]] = 0.1
         losses[name] = WEIGHTS[name] * F.cross_entropy(logits, target, weight, ignore_index=IGNORE)
-        known = target != IGNORE if name not in BACKGROUND else target != BACKGROUND[name]
-        now[name] = (logits.argmax(-1)[known] == target[known]).float().mean().item()
+        if measure:
+            known = target != IGNORE if name not in BACKGROUND else target != BACKGROUND[name]
+            now[name] = (logits.argmax(-1)[known] == target[known]).float().mean().item()
     counted = heads["things"](hidden[:, 0])
     losses["view"] = 3 * F.binary_cross_entropy_with_logits(heads["view"](hidden[:, 0]), views.view)
     losses["things"] = 0.5 * F.cross_entropy(counted, views.things)
@@ -284,27 +296,43 @@ def read_out(heads: Heads, hidden: torch.Tensor, pooled: torch.Tensor | None, vi
     losses["things around"] = F.cross_entropy(around.mT, wanted)
     if pooled is not None:
         losses["pooled"] = F.binary_cross_entropy_with_logits(heads["pooled"](pooled.float()), views.view)
-    now["view loss"] = losses["view"].item() / 3
-    now["things"] = (counted.argmax(-1) == views.things).float().mean().item()
-    now["around"] = (around.argmax(-1) == wanted).float().mean().item()
+    if measure:
+        now["view loss"] = losses["view"].item() / 3
+        now["things"] = (counted.argmax(-1) == views.things).float().mean().item()
+        now["around"] = (around.argmax(-1) == wanted).float().mean().item()
     return losses, now
+
+
+def attention_of(device: str) -> str:
+    """So few tokens train faster without a fused kernel on a CPU."""
+    return "eager" if device == "cpu" else "sdpa"
+
+
+def machine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=2, help="of the training itself, on a CPU")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that draw")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    torch.multiprocessing.set_sharing_strategy("file_system")  # many tensors a step: a socket for each takes far longer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128, help="views per step")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    machine_arguments(parser)
     parser.add_argument("--seed", default="tower", help="of the pictures; another one after --start")
     parser.add_argument("--start", type=Path, help="tower to start from instead of random weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    prepare(args)
     torch.manual_seed(0)
     tower = CLIPVisionModel(tower_config()).to(args.device)
-    tower.set_attn_implementation("eager")  # so few tokens train faster without a fused kernel on a CPU
+    tower.set_attn_implementation(attention_of(args.device))
     if args.start:
         tower.load_state_dict(torch.load(args.start, map_location=args.device)["tower"])
     heads = Heads(tower.config.hidden_size).to(args.device)
@@ -325,8 +353,8 @@ def main() -> None:
     data = DataLoader(
         Windows(args.seed, args.steps * args.batch, step * args.batch),
         batch_size=args.batch,
-        num_workers=1,
-        prefetch_factor=8,
+        num_workers=args.workers,
+        prefetch_factor=4,
     )
     start, running = time.time(), {}
     for views in data:
@@ -334,15 +362,15 @@ def main() -> None:
         with torch.autocast(args.device, torch.bfloat16):
             hidden = hidden_state(tower, normalise(views.pixels))
             pooled = last_state(tower, hidden) if step % 2 == 0 else None
-        losses, now = read_out(heads, hidden.float(), pooled, views)
+        losses, now = read_out(heads, hidden.float(), pooled, views, step % MEASURED == 0)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         step += 1
-        running |= {k: 0.95 * running.get(k, v) + 0.05 * v for k, v in now.items() if v == v}
-        if step % 100 == 0:
+        running |= {k: 0.9 * running.get(k, v) + 0.1 * v for k, v in now.items() if v == v}
+        if step % 50 == 0:
             print(
                 f"{step} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True
             )

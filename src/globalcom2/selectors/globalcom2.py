@@ -188,14 +188,14 @@ class Canvas:
 
     def overlaps(self) -> tuple[Tensor, Tensor]:
         """Per axis, how much of each thumbnail cell a crop's valid area covers: (rows, cells) and (cols, cells)."""
-        rows = _overlap(self.rows, self.height, self.thumbnail_height, *self.y)
-        cols = _overlap(self.cols, self.width, self.thumbnail_width, *self.x)
-        return rows.to(self.device, non_blocking=True), cols.to(self.device, non_blocking=True)
+        rows = _overlap(self.rows, self.height, self.thumbnail_height, *self.y, self.device)
+        cols = _overlap(self.cols, self.width, self.thumbnail_width, *self.x, self.device)
+        return rows, cols
 
     def blocks(self) -> tuple[Tensor, Tensor]:
         """Per axis, the published code's equal blocks as 0/1 weights."""
-        rows, cols = _block(self.rows, self.thumbnail_height), _block(self.cols, self.thumbnail_width)
-        return rows.to(self.device, non_blocking=True), cols.to(self.device, non_blocking=True)
+        rows = _block(self.rows, self.thumbnail_height, self.device)
+        return rows, _block(self.cols, self.thumbnail_width, self.device)
 
     def project(self, thumbnail_map: Tensor) -> Tensor:
         """The thumbnail's map (batch, height, width), resized to the valid area, as (batch, crops, tokens)."""
@@ -209,7 +209,7 @@ class Canvas:
 
 
 @lru_cache(maxsize=4096)
-def _overlap(crops: int, size: int, cells: int, start: int, stop: int) -> Tensor:
+def _overlap(crops: int, size: int, cells: int, start: int, stop: int, device: torch.device) -> Tensor:
     # The thumbnail shows the valid area, from start to stop on the canvas of crops of `size` tokens, stretched over
     # `cells` cells.
     scale = cells / (stop - start)
@@ -218,14 +218,14 @@ def _overlap(crops: int, size: int, cells: int, start: int, stop: int) -> Tensor
     upper = torch.minimum(edges[1:, None], cell + 1.0)
     lower = torch.maximum(edges[:-1, None], cell.double())
     covered: Tensor = (upper - lower).clamp(min=0)
-    return covered
+    return covered.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=4096)
-def _block(crops: int, cells: int) -> Tensor:
+def _block(crops: int, cells: int, device: torch.device) -> Tensor:
     owner = (torch.arange(cells) // max(1, cells // crops)).clamp(max=crops - 1)
     member: Tensor = F.one_hot(owner, crops).T.double()
-    return member
+    return member.to(device, non_blocking=True)
 
 
 def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, per_area_of: int | None) -> Tensor:
