@@ -21,7 +21,7 @@ from globalcom2.questions import load_pictures
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/evaluation.md", "src/globalcom2/mini/MODEL_CARD.md")
+PAGES = ("README.md", "docs/costs.md", "docs/evaluation.md", "src/globalcom2/mini/MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -108,6 +108,24 @@ def digits_kept() -> str:
     return "\n".join(lines)
 
 
+def gpu() -> str:
+    """Time to first token of the 7B geometry, by phase."""
+    found = json.loads((RESULTS / "bench-7b-h200.json").read_text())
+    lines = [
+        "| batch | ratio | visual tokens | tower ms | selection ms | prefill ms | to first token ms | spread | speed-up | predicted "
+        "| images/s | decode ms/token | peak GB |",
+        "|---|" + "---|" * 12,
+    ]
+    for row in found["rows"]:
+        phases = (row[f"{phase}_seconds"] * 1e3 for phase in ("tower", "selection", "prefill", "ttft"))
+        cells = [f"{row['batch_size']}", f"{row['retention_ratio']:g}", f"{row['visual_tokens']}"]
+        cells += [f"{milliseconds:.1f}" for milliseconds in phases]
+        cells += [percent(row["ttft_spread"]), f"{row['speedup']:.2f}x", f"{row['predicted_speedup']:.2f}x"]
+        cells += [f"{row['images_per_second']:.1f}", f"{row['decode_seconds_per_token'] * 1e3:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['peak_memory_bytes'] / 1e9:.1f}"]) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "eval-short": short,
     "eval": lambda: markdown_table(runs("mini-eval")),
@@ -115,6 +133,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "analysis": analysis,
     "digits-kept": digits_kept,
     "sweep": sweep,
+    "gpu": gpu,
 }
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: selection inside a CUDA graph, and decoding with a static cache and compiled graphs."""
+"""What only a GPU can show: waits, selection inside a CUDA graph, and decoding with a static cache and compiled graphs."""
 
 import pytest
 import torch
@@ -53,4 +53,27 @@ def test_static_cache(llava):
             for _ in range(2):
                 assert torch.equal(model.generate(**inputs, **greedy, cache_implementation="static"), expected)
     finally:
+        model.to("cpu")
+
+
+def test_one_wait_between_tower_and_language_model(llava):
+    """CUDA's own debugging mode finds no other wait than that copy."""
+    model = llava.model.to("cuda")
+    inputs = llava.inputs(["<image>"], [picture(168, 168, 1)]).to("cuda")
+    try:
+        with torch.no_grad(), compress(model, 0.3):
+            model(**inputs)  # caches
+            hooks = [
+                model.model.vision_tower.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("warn")),
+                model.model.language_model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode(0)),
+            ]
+            with pytest.warns(UserWarning, match="synchroniz") as caught:
+                model(**inputs)
+            waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+            # transformers checks its placeholders on the device; an uncompressed call waits for that as well
+            assert len([wait for wait in waits if "globalcom2" in wait]) == 1, waits
+    finally:
+        torch.cuda.set_sync_debug_mode(0)
+        for hook in hooks:
+            hook.remove()
         model.to("cpu")

@@ -6,7 +6,8 @@ digits, colour or centre are, and from the answer at the name (`batches.py` know
 out is read from it. The tower, once it learns too, keeps its own labels. The weights are an ordinary LLaVA-NeXT's all the same.
 
     python decoder.py TOWER.pt OUT.pt --frozen 3000 --together 4000        resumes from OUT.pt if it is there
-    python decoder.py MODEL OUT.pt --seed more --frozen 500                goes on from an exported model
+    python decoder.py OUT.pt MORE.pt --seed more --frozen 0                goes on from what this wrote
+    python decoder.py MODEL MORE.pt --seed more --frozen 500               goes on from an exported model
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def moved(batch: Batch, device: str) -> Batch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("begin", type=Path, help="a tower from tower.py, or the folder of an exported model")
+    parser.add_argument("begin", type=Path, help="a tower from tower.py, what this wrote, or an exported folder")
     parser.add_argument("out", type=Path)
     parser.add_argument("--frozen", type=int, default=3000, help="steps in which the tower stays as it is")
     parser.add_argument("--together", type=int, default=4000, help="steps after them")
@@ -199,8 +200,9 @@ def main() -> None:
         model.load_state_dict(type(model).from_pretrained(args.begin, dtype=torch.float32).state_dict())
     else:
         saved = torch.load(args.begin, map_location=args.device)
-        tower.load_state_dict(saved["tower"])
-        heads.load_state_dict(saved["heads"])
+        parts = {"tower": tower, "model": model, "heads": heads, "reader": reader}
+        for name in parts.keys() & saved.keys():
+            parts[name].load_state_dict(saved[name])
     pictures = Pictures(args.frozen, steps, step, args.seed, args.batch)
     data = DataLoader(pictures, batch_size=None, num_workers=args.workers, prefetch_factor=4)
     digits = torch.tensor(tokenizer().convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")))
