@@ -112,12 +112,12 @@ def gpu() -> str:
     """Time to first token of the 7B geometry, by phase."""
     found = json.loads((RESULTS / "bench-7b-h200.json").read_text())
     lines = [
-        "| batch | ratio | visual tokens | tower ms | selection ms | prefill ms | to first token ms | spread | speed-up | predicted "
+        "| batch | ratio | visual tokens | tower ms | selection ms | projection ms | prefill ms | to first token ms | spread | speed-up | predicted "
         "| images/s | decode ms/token | peak GB |",
-        "|---|" + "---|" * 12,
+        "|---|" + "---|" * 13,
     ]
     for row in found["rows"]:
-        phases = (row[f"{phase}_seconds"] * 1e3 for phase in ("tower", "selection", "prefill", "ttft"))
+        phases = (row[f"{phase}_seconds"] * 1e3 for phase in ("tower", "selection", "projection", "prefill", "ttft"))
         cells = [f"{row['batch_size']}", f"{row['retention_ratio']:g}", f"{row['visual_tokens']}"]
         cells += [f"{milliseconds:.1f}" for milliseconds in phases]
         cells += [percent(row["ttft_spread"]), f"{row['speedup']:.2f}x", f"{row['predicted_speedup']:.2f}x"]

@@ -17,25 +17,24 @@ def test_selection_is_captured_by_a_graph(llava, method, newlines):
     layout = LlavaNextAdapter().layout(llava.model.config, 168, 168)
     shape = (2, *layout.valid.shape)
     crops, thumbnails = torch.zeros(shape, device="cuda"), torch.zeros(2, shape[2], device="cuda")
-    features = torch.zeros(2, 1 + shape[1], shape[2], 8, device="cuda")
     valid, lines = layout.valid.pin_memory(), layout.lines.pin_memory()  # what a graph copies must be pinned
 
-    def masks(crops, thumbnails, features):
-        views = Views(crops, valid, layout.grid, features, thumbnails, layout.token_grid, lines)
+    def masks(crops, thumbnails):
+        views = Views(crops, valid, layout.grid, None, thumbnails, layout.token_grid, lines)
         keep = select(views, 0.2, method, newlines=newlines, check=False)
         return keep.thumbnail, keep.crops, keep.newlines
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):  # kernels must have run once before they are captured
-        masks(crops, thumbnails, features)
+        masks(crops, thumbnails)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = masks(crops, thumbnails, features)
+        captured = masks(crops, thumbnails)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        drawn = [torch.randn(x.shape, generator=generator) for x in (crops, thumbnails, features)]
-        for place, values in zip((crops, thumbnails, features), drawn, strict=True):
+        drawn = [torch.randn(x.shape, generator=generator) for x in (crops, thumbnails)]
+        for place, values in zip((crops, thumbnails), drawn, strict=True):
             place.copy_(values)
         graph.replay()
         for mask, expected in zip(captured, masks(*drawn), strict=True):
@@ -57,21 +56,21 @@ def test_static_cache(llava):
 
 
 def test_one_wait_between_tower_and_language_model(llava):
-    """CUDA's own debugging mode finds no other wait than that copy."""
-    model = llava.model.to("cuda")
+    """torch's debugging mode finds no other wait of ours than the copy in `groups.on_host`."""
+    model, hooks = llava.model.to("cuda"), []
     inputs = llava.inputs(["<image>"], [picture(168, 168, 1)]).to("cuda")
     try:
         with torch.no_grad(), compress(model, 0.3):
             model(**inputs)  # caches
-            hooks = [
+            hooks += [
                 model.model.vision_tower.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("warn")),
                 model.model.language_model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode(0)),
             ]
             with pytest.warns(UserWarning, match="synchroniz") as caught:
                 model(**inputs)
             waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-            # transformers checks its placeholders on the device; an uncompressed call waits for that as well
-            assert len([wait for wait in waits if "globalcom2" in wait]) == 1, waits
+            # transformers waits when it checks its placeholders, in an uncompressed call too
+            assert len([wait for wait in waits if "/transformers/" not in wait]) == 1, waits
     finally:
         torch.cuda.set_sync_debug_mode(0)
         for hook in hooks:

@@ -52,7 +52,7 @@ def visuals_of_call(model: Any, call: dict[str, Any], ids: Tensor, adapters: Seq
     for adapter in adapters:
         if call.get(adapter.pixels) is None:
             continue
-        layouts = adapter.layouts(model.base_model, call)
+        layouts = adapter.layouts(model.base_model, {**call, "input_ids": ids})
         placeholder = ids == getattr(model.config, f"{adapter.modality}_token_id")
         rows = _rows(placeholder, layouts, adapter.modality)
         arguments = adapter.encode_arguments(model.base_model, call)

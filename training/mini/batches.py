@@ -30,7 +30,8 @@ TURNS = 10
 FREQUENCY = {"read": 4, "exists": 2, "count": 1, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
 ALL_TOKENS = {True: 0.15, False: 0.4}  # share of the steps that see all tokens, with a frozen tower and together
 SIZES = (64, 96, 160)  # tokens of a picture in the other steps
-MOST_TOKENS = 350  # per step that sees all tokens and picture of any other step
+USUAL_TOKENS = 350  # of a picture and its turns; where all tokens are seen, longer ones are fewer in a step
+TURNS_TOKENS = 150  # of a picture's turns, about
 OPENING = 2  # <s> and <user>, before the picture
 
 # What heads are to look at, by layer. A word that names nothing in the picture looks at <s>. Where tags are counted, the
@@ -89,8 +90,8 @@ def packing(grid: tuple[int, int]) -> np.ndarray:
 
 def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count: int) -> np.ndarray:
     """`count` places of a picture's run, ascending: of most things the digits and mostly the centres, some of their other
-    tokens, and others at random. What is asked for should mostly be there, or it cannot be learnt; centres and
-    things lack more often in some pictures, so that tags are counted in the thumbnail too.
+    tokens, and others at random. What is asked for should mostly be there, or it cannot be learnt; in some pictures
+    centres or things are missing more often, so that tags are counted in the thumbnail too.
 
     Args:
         slots: What `packing` returned.
@@ -101,8 +102,8 @@ def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count
     there = rng.choice((0.95, 0.95, 0.95, 0.6))
     things = [number for number in range(owners.max() + 1) if rng.random() < there]
     part = owners.transpose(1, 0, 2).reshape(len(PARTS), -1)
-    asked = part[1:] if rng.random() < 0.6 else part[1:-1]
-    needed = np.flatnonzero(np.isin(asked, things).any(0)).tolist()
+    sure = part[1:] if rng.random() < 0.6 else part[1:-1]  # without centres, the last of PARTS
+    needed = np.flatnonzero(np.isin(sure, things).any(0)).tolist()
     others = [token for number in things for token in _some(rng, np.flatnonzero(part[0] == number).tolist())]
     if rng.random() < 0.3:
         others += range(part.shape[1], int(slots.max()) + 1)
@@ -227,7 +228,7 @@ class Pictures(Dataset):
         grids, size = GRIDS, self.pictures
         if everything:
             grids = (rng.choices(GRIDS, GRID_WEIGHTS)[0],)
-            size = max(2, min(size, MOST_TOKENS * size // (len(packing(grids[0])) + 150)))
+            size = max(2, min(size, size * USUAL_TOKENS // (len(packing(grids[0])) + TURNS_TOKENS)))
         shown = [scene(f"{self.seed}-{step}-{number}", grids=grids) for number in range(size)]
         count = rng.choice(SIZES)
         windows = Windows(f"{self.seed}-windows", (step + 1) * self.pictures, step * self.pictures)

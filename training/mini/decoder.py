@@ -5,9 +5,9 @@ some heads of its first three layers are asked to look, from the word that names
 digits, colour or centre are, and from the answer at the name (`batches.py` knows where); and what such a word has found
 out is read from it. The tower, once it learns too, keeps its own labels. The weights are an ordinary LLaVA-NeXT's all the same.
 
-    python decoder.py TOWER.pt OUT.pt --frozen 3000 --together 4000        resumes from OUT.pt if it is there
-    python decoder.py OUT.pt MORE.pt --seed more --frozen 0                goes on from what this wrote
-    python decoder.py MODEL MORE.pt --seed more --frozen 500               goes on from an exported model
+    python decoder.py TOWER.pt OUT.pt --frozen 600 --together 975        resumes from OUT.pt if it is there
+    python decoder.py OUT.pt MORE.pt --seed more --frozen 0              goes on from what this wrote
+    python decoder.py MODEL MORE.pt --seed more --frozen 400             goes on from an exported model
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from tower import (
     hidden_state,
     last_state,
     machine_arguments,
+    made_with,
     normalise,
     prepare,
     read_out,
+    resumed,
 )
 
 GUIDE_WEIGHT, KNOWN_WEIGHT, TOWER_WEIGHT = 0.5, 0.5, 0.5
@@ -158,8 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("begin", type=Path, help="a tower from tower.py, what this wrote, or an exported folder")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--frozen", type=int, default=3000, help="steps in which the tower stays as it is")
-    parser.add_argument("--together", type=int, default=4000, help="steps after them")
+    parser.add_argument("--frozen", type=int, default=600, help="steps in which the tower stays as it is")
+    parser.add_argument("--together", type=int, default=975, help="steps after them")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", default="decoder", help="of the pictures; another one to go on from a model")
     parser.add_argument("--batch", type=int, default=48, help="pictures per step")
@@ -189,7 +191,7 @@ def main() -> None:
     step, steps = 0, args.frozen + args.together
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, pct_start=0.03)
     if args.out.exists():
-        saved = torch.load(args.out, map_location=args.device)
+        saved = resumed(args)
         for module, name in ((model, "model"), (heads, "heads"), (reader, "reader")):
             module.load_state_dict(saved[name])
         step = saved["step"]
@@ -201,7 +203,10 @@ def main() -> None:
     else:
         saved = torch.load(args.begin, map_location=args.device)
         parts = {"tower": tower, "model": model, "heads": heads, "reader": reader}
-        for name in parts.keys() & saved.keys():
+        known = parts.keys() & saved.keys()
+        if not known:
+            raise SystemExit(f"{args.begin} must hold a tower or a model with read-outs, got {', '.join(saved)}.")
+        for name in known:
             parts[name].load_state_dict(saved[name])
     pictures = Pictures(args.frozen, steps, step, args.seed, args.batch)
     data = DataLoader(pictures, batch_size=None, num_workers=args.workers, prefetch_factor=4)
@@ -244,6 +249,7 @@ def main() -> None:
                 "heads": heads.state_dict(),
                 "reader": reader.state_dict(),
                 "step": step,
+                "made_with": made_with(args),
             }
             state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             torch.save(state, args.out.with_suffix(".tmp"))

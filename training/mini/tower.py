@@ -5,7 +5,7 @@ asked for colour and shape or for the word, for a digit where one stands, whethe
 it is; [CLS] is asked which names, digits and words are in the view and how many things, so that its attention row means
 something; how many is asked of the patches too, so that a few of them tell it.
 
-    python tower.py OUT.pt --steps 4000        resumes from OUT.pt if it is there
+    python tower.py OUT.pt --steps 2500        resumes from OUT.pt if it is there
 """
 
 from __future__ import annotations
@@ -310,7 +310,9 @@ def attention_of(device: str) -> str:
 
 def machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the training itself, on a CPU")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that draw")
+    parser.add_argument(
+        "--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="processes that draw"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -319,31 +321,42 @@ def prepare(args: argparse.Namespace) -> None:
     torch.multiprocessing.set_sharing_strategy("file_system")  # many tensors a step: a socket for each takes far longer
 
 
+def made_with(args: argparse.Namespace) -> dict[str, str]:
+    """What a run must go on with after a stop."""
+    elsewhere = ("out", "device", "threads", "workers")
+    return {name: str(value) for name, value in vars(args).items() if name not in elsewhere}
+
+
+def resumed(args: argparse.Namespace) -> dict:
+    """The state that a stopped run left."""
+    saved = torch.load(args.out, map_location=args.device)
+    if saved["made_with"] != made_with(args):
+        raise SystemExit(
+            f"{args.out} was made with {saved['made_with']}: give the same to go on with it, or remove it."
+        )
+    return saved
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=128, help="views per step")
     parser.add_argument("--rate", type=float, default=1e-3)
     machine_arguments(parser)
-    parser.add_argument("--seed", default="tower", help="of the pictures; another one after --start")
-    parser.add_argument("--start", type=Path, help="tower to start from instead of random weights")
+    parser.add_argument("--seed", default="tower", help="of the pictures")
     args = parser.parse_args()
     prepare(args)
     torch.manual_seed(0)
     tower = CLIPVisionModel(tower_config()).to(args.device)
     tower.set_attn_implementation(attention_of(args.device))
-    if args.start:
-        tower.load_state_dict(torch.load(args.start, map_location=args.device)["tower"])
     heads = Heads(tower.config.hidden_size).to(args.device)
-    if args.start:
-        heads.load_state_dict(torch.load(args.start, map_location=args.device)["heads"])
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.rate, args.steps, pct_start=0.06)
     step = 0
     if args.out.exists():
-        saved = torch.load(args.out, map_location=args.device)
+        saved = resumed(args)
         tower.load_state_dict(saved["tower"])
         heads.load_state_dict(saved["heads"])
         if saved["step"] < args.steps:
@@ -375,7 +388,12 @@ def main() -> None:
                 f"{step} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()), flush=True
             )
         if step % 500 == 0 or step == args.steps:
-            state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "step": step}
+            state = {
+                "tower": tower.state_dict(),
+                "heads": heads.state_dict(),
+                "step": step,
+                "made_with": made_with(args),
+            }
             state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             torch.save(state, args.out.with_suffix(".tmp"))
             args.out.with_suffix(".tmp").replace(args.out)

@@ -218,14 +218,14 @@ def _overlap(crops: int, size: int, cells: int, start: int, stop: int, device: t
     upper = torch.minimum(edges[1:, None], cell + 1.0)
     lower = torch.maximum(edges[:-1, None], cell.double())
     covered: Tensor = (upper - lower).clamp(min=0)
-    return covered.to(device, non_blocking=True)
+    return covered.to(device)  # waits, once: other streams will read it too
 
 
 @lru_cache(maxsize=4096)
 def _block(crops: int, cells: int, device: torch.device) -> Tensor:
     owner = (torch.arange(cells) // max(1, cells // crops)).clamp(max=crops - 1)
     member: Tensor = F.one_hot(owner, crops).T.double()
-    return member.to(device, non_blocking=True)
+    return member.to(device)
 
 
 def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, per_area_of: int | None) -> Tensor:

@@ -89,8 +89,8 @@ class ShortModel:
         return views
 
     def short_run(self, run: Tensor, kept: Tensor, extra: dict[str, Any]) -> Tensor:
-        """Embeddings of the places that stay."""
-        return run[kept]
+        """Embeddings of the places that stay; `kept` is bool (places,) on the host."""
+        return run[indices(kept, run.device)]
 
     def view_counts(self, fields: dict[str, Any], layouts: list[Layout]) -> list[int]:
         """How many views of each image the tower sees."""
@@ -143,8 +143,10 @@ class ShortModel:
             same = [i for i, pair in enumerate(zip(layouts, ratios, strict=True)) if pair == (layout, ratio)]
             for i, places in zip(same, self._places(torch.stack([views[i] for i in same]), layout, ratio), strict=True):
                 kept[i] = places
+        # The host waits for the device here, once for all images.
+        masks = torch.cat([kept[i] for i in range(len(runs))]).cpu().split([len(kept[i]) for i in range(len(runs))])
         return [
-            self.short_run(run, kept[i], {name: value[i] for name, value in extra.items()})
+            self.short_run(run, masks[i], {name: value[i] for name, value in extra.items()})
             for i, run in enumerate(runs)
         ]
 
@@ -161,6 +163,11 @@ class ShortModel:
             self.saliency,
         )
         return places_of(select(views, ratio, self.options.method, check=False), layout)
+
+
+def indices(mask: Tensor, device: torch.device) -> Tensor:
+    """Where a mask on the host is true, for the device."""
+    return mask.nonzero().flatten().to(device, non_blocking=True)
 
 
 def similarity(features: Tensor) -> Tensor:

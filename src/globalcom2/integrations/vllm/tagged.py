@@ -17,7 +17,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails, cached_encode
 
 from globalcom2.adapters import Layout, unpacked
-from globalcom2.integrations.vllm.model import ShortModel, similarity
+from globalcom2.integrations.vllm.model import ShortModel, indices, similarity
 from globalcom2.integrations.vllm.processing import FIELD, Family, ShortInfo, ShortProcessor
 
 SPAN = "globalcom2_span"
@@ -85,11 +85,12 @@ class TaggedModel(ShortModel):
         return views.roll(1, 0)
 
     def short_run(self, run: Tensor, kept: Tensor, extra: dict[str, Any]) -> Tensor:  # noqa: D102
-        span = extra[SPAN].to(run.device)
+        span: Tensor = extra[SPAN].cpu()  # kept there
         visual = span == self.config.image_token_id
-        embedded = self.model.embed_input_ids(span).to(run.dtype)
-        embedded = embedded.masked_scatter(visual[:, None], run)
-        return embedded[~visual | torch.zeros_like(visual).masked_scatter(visual, kept)]
+        stays = ~visual | torch.zeros_like(visual).masked_scatter(visual, kept)
+        ids, places = (x.to(run.device, non_blocking=True) for x in (span, visual[:, None]))
+        embedded = self.model.embed_input_ids(ids).to(run.dtype).masked_scatter(places, run)
+        return embedded[indices(stays, run.device)]
 
 
 class Idefics3Info(ShortInfo, idefics3.Idefics3ProcessingInfo):
