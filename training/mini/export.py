@@ -1,6 +1,8 @@
 """Step 3: write the model and its processor where `load_mini` finds them, and draw the demo picture.
 
-python export.py DECODER.pt ../../src/globalcom2/mini
+python export.py DECODER.pt [ANOTHER.pt ...] ../../src/globalcom2/mini
+
+Of several, runs that went on from each other, the mean is written: it evens out the noise of small steps.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ DEMO_TAGS = (5, 5)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("decoder", type=Path)
+    parser.add_argument("decoders", type=Path, nargs="+")
     parser.add_argument("package", type=Path)
     args = parser.parse_args()
     processor = build_processor()
     tokens = processor.tokenizer
     model = build_model(tokens)
-    model.load_state_dict(torch.load(args.decoder, map_location="cpu")["model"])
+    weights = [torch.load(decoder, map_location="cpu")["model"] for decoder in args.decoders]
+    model.load_state_dict({name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]})
     model = model.half()
     model.generation_config.eos_token_id = tokens.eos_token_id
     model.generation_config.pad_token_id = tokens.pad_token_id

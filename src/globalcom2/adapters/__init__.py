@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -101,6 +101,12 @@ def unpacked(
     )
 
 
+def stretches(prompt: Tensor, token: int) -> Iterator[tuple[bool, Tensor]]:
+    """The prompt's stretches of that token (True) and of others (False), in order; ids (length,) on the host."""
+    kinds, lengths = torch.unique_consecutive(prompt == token, return_counts=True)
+    return zip(kinds.tolist(), prompt.split(lengths.tolist()), strict=True)
+
+
 def layer_of(layers: Sequence[nn.Module], layer: int) -> nn.Module:
     """`layers[layer]`, which may be negative.
 
@@ -154,7 +160,7 @@ class Adapter(ABC):
 
         Args:
             base: The model that has `get_image_features`.
-            call: The keyword arguments of the model's call.
+            call: The keyword arguments of the model's call, `input_ids` on the host.
         """
 
     def layout(self, config: Any, height: int, width: int) -> Layout:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from itertools import groupby, islice, repeat, tee
+from itertools import islice, repeat, tee
 from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from globalcom2.adapters import Adapter, Layout, layer_of, unpacked
+from globalcom2.adapters import Adapter, Layout, layer_of, stretches, unpacked
 from globalcom2.errors import InputError, UnsupportedModelError
 
 Gaps = list[list[int]]
@@ -126,12 +126,11 @@ def flat_views(pixels: Tensor, vision: Any, factor: int) -> tuple[int, tuple[int
 def view_gaps(ids: Tensor, image_token_id: int, lengths: Iterable[int]) -> list[Gaps]:
     """What stands around the runs of placeholders, (batch, length) ids, per prompt; runs must have these lengths."""
     prompts, left = [], iter(lengths)
-    for prompt in ids.tolist():
+    for prompt in ids:
         gaps: Gaps = [[]]
-        for is_view, run in groupby(prompt, image_token_id.__eq__):
-            found = list(run)
+        for is_view, found in stretches(prompt, image_token_id):
             if not is_view:
-                gaps[-1] = found
+                gaps[-1] = found.tolist()
             elif len(found) == (tokens := next(left, len(found))):
                 gaps.append([])
             else:

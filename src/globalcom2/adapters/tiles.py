@@ -6,14 +6,13 @@ An image of one view has no crops: that view is its thumbnail. Features are one 
 from __future__ import annotations
 
 from abc import abstractmethod
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from globalcom2.adapters import Adapter, Layout, layer_of, unpacked
+from globalcom2.adapters import Adapter, Layout, layer_of, stretches, unpacked
 from globalcom2.adapters.grids import match_grids
 from globalcom2.errors import InputError, UnsupportedModelError
 
@@ -77,7 +76,7 @@ class TilesAdapter(Adapter):
                 f"vision_feature_select_strategy must be {self.strategy!r} in a compressed call, got {strategy!r}."
             )
         side = self._tokens_on_a_side(base, pixels)
-        runs = [_runs(prompt, base.config.image_token_id) for prompt in call["input_ids"].tolist()]
+        runs = [_runs(prompt, base.config.image_token_id) for prompt in call["input_ids"]]
         counts = [count for prompt in runs if prompt for count in self.images(prompt)]
         if sum(counts) != len(pixels) * side * side or any(count % side**2 for count in counts):
             raise InputError(
@@ -138,12 +137,11 @@ def _square(size: Any) -> int:
     return int(height) if height == width else 0
 
 
-def _runs(prompt: list[int], image_token_id: int) -> list[Run]:
+def _runs(prompt: Tensor, image_token_id: int) -> list[Run]:
     runs: list[Run] = []
-    for is_image, ids in groupby(prompt, image_token_id.__eq__):
-        found = list(ids)
+    for is_image, ids in stretches(prompt, image_token_id):
         if is_image:
-            runs.append((len(found), []))
+            runs.append((len(ids), []))
         elif runs:
-            runs[-1] = (runs[-1][0], found)
+            runs[-1] = (runs[-1][0], ids.tolist())
     return runs
