@@ -120,6 +120,19 @@ def test_a_batch_equals_its_images_one_by_one(case, method, with_lines, exact):
             assert torch.equal(together.newlines[which], alone.newlines)
 
 
+@pytest.mark.parametrize("grid", [(2, 1), (1, 3), (3, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.125, 0.2, 0.25, 0.3])
+def test_flat_images_in_a_batch(grid, ratio):
+    """Crops of equal worth: the odd token goes to the same crop in every batch."""
+    for side in (4, 6, 8, 24):
+        crops, thumbnails = torch.zeros(5, grid[0] * grid[1], side * side), torch.zeros(5, side * side)
+        shape = {"grid": grid, "token_grid": (side, side)}
+        together = select(Views(crops, thumbnail_scores=thumbnails, **shape), ratio)
+        alone = select(Views(crops[0], thumbnail_scores=thumbnails[0], **shape), ratio)
+        for which in range(5):
+            assert torch.equal(together.crops[which], alone.crops), side
+
+
 @settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_apportion_against_a_plain_loop(data):

@@ -36,7 +36,8 @@ def apportion(totals: Tensor, weights: Tensor, floors: Tensor, caps: Tensor) -> 
     factor = x0 + (x1 - x0) * ((goal - y0) / (y1 - y0).clamp(min=1e-12)).clamp(0, 1)
     quotas = (factor * weights).clamp(low, high)
     base = (quotas + 1e-9).floor().minimum(high)
-    remainders = (quotas - base).masked_fill(base >= high, -1.0)
+    # Equal shares differ in their last bits, and differently in a batch.
+    remainders = (quotas - base).round(decimals=9).masked_fill(base >= high, -1.0)
     missing = totals[..., None] - base.long().sum(-1, keepdim=True)
     return base.long() + (ranks(remainders) < missing)
 
