@@ -125,11 +125,11 @@ def test_a_batch_equals_its_images_one_by_one(case, method, with_lines, exact):
 def test_flat_images_in_a_batch(grid, ratio):
     """Crops of equal worth: the odd token goes to the same crop in every batch."""
     for side in (4, 6, 8, 24):
-        crops, thumbnails = torch.zeros(5, grid[0] * grid[1], side * side), torch.zeros(5, side * side)
+        crops, thumbnails = torch.zeros(3, grid[0] * grid[1], side * side), torch.zeros(3, side * side)
         shape = {"grid": grid, "token_grid": (side, side)}
         together = select(Views(crops, thumbnail_scores=thumbnails, **shape), ratio)
         alone = select(Views(crops[0], thumbnail_scores=thumbnails[0], **shape), ratio)
-        for which in range(5):
+        for which in range(3):
             assert torch.equal(together.crops[which], alone.crops), side
 
 
