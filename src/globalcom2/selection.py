@@ -65,8 +65,8 @@ def select(
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
             budget. Needs `exact`.
         check: Whether to look for values that are not finite, which makes a host wait for its device. Without it, such
-            values keep an arbitrary set; `all_finite` and `require_finite` are the two halves. Without it, and with
-            `valid` and `lines` in pinned memory, a call can be captured by a CUDA graph, once it has run before.
+            values keep an arbitrary set; `all_finite` and `require_finite` are the two halves. A call without
+            it that has run before can be captured by a CUDA graph, if `valid` and `lines` are in pinned memory.
         **options: Options of the method, see its docstring.
 
     Returns:

@@ -141,10 +141,10 @@ class ShortModel:
         kept: dict[int, Tensor] = {}
         for layout, ratio in dict.fromkeys(zip(layouts, ratios, strict=True)):
             same = [i for i, pair in enumerate(zip(layouts, ratios, strict=True)) if pair == (layout, ratio)]
-            for i, places in zip(same, self._places(torch.stack([views[i] for i in same]), layout, ratio), strict=True):
-                kept[i] = places
+            kept |= zip(same, self._places(torch.stack([views[i] for i in same]), layout, ratio), strict=True)
+        places = [kept[i] for i in range(len(runs))]
         # The host waits for the device here, once for all images.
-        masks = torch.cat([kept[i] for i in range(len(runs))]).cpu().split([len(kept[i]) for i in range(len(runs))])
+        masks = torch.cat(places).cpu().split([len(own) for own in places])
         return [
             self.short_run(run, masks[i], {name: value[i] for name, value in extra.items()})
             for i, run in enumerate(runs)

@@ -85,7 +85,7 @@ class TaggedModel(ShortModel):
         return views.roll(1, 0)
 
     def short_run(self, run: Tensor, kept: Tensor, extra: dict[str, Any]) -> Tensor:  # noqa: D102
-        span: Tensor = extra[SPAN].cpu()  # kept there
+        span: Tensor = extra[SPAN].cpu()  # where its field keeps it
         visual = span == self.config.image_token_id
         stays = ~visual | torch.zeros_like(visual).masked_scatter(visual, kept)
         ids, places = (x.to(run.device, non_blocking=True) for x in (span, visual[:, None]))
