@@ -4,6 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,3 +137,49 @@ def test_tags_are_counted_color_by_color(training, monkeypatch):
         shown = batches.scene(f"decoder-6-{row}", grids=(_grid(batch),)).tags
         colors = [list(batches.COLORS).index(tag.color) for tag in shown]
         assert [len(counted[row, head]) for head in range(8)] == [colors.count(head) for head in range(8)]
+
+
+@pytest.mark.parametrize("grid", [(1, 2), (3, 1), (3, 3)])
+@pytest.mark.parametrize("count", [24, 41, 160])
+def test_shortened_pictures_hold_what_they_should(training, grid, count):
+    """`count` places once each and in order; with newlines, one for every line that keeps a token and at most one more."""
+    batches, *_ = training
+    slots = batches.packing(grid)
+    tokens = batches.TOKENS * (1 + grid[0] * grid[1])
+    newlines = (slots >= tokens).nonzero()[0]
+    draw = np.random.default_rng(count)
+    for _ in range(20):
+        places = draw.permutation((slots < tokens).nonzero()[0])
+        kept = batches.with_newlines(places, newlines, count)
+        assert len(kept) == count
+        assert (np.diff(kept) > 0).all()
+        ends = {newlines[newlines > place][0] for place in kept if batches.TOKENS <= place and slots[place] < tokens}
+        spare = set(kept[slots[kept] >= tokens]) - ends
+        assert ends <= set(kept)
+        assert len(spare) <= 1
+        first = places[: (slots[kept] < tokens).sum()]
+        assert set(first) == set(kept[slots[kept] < tokens]), "the best of them"
+
+
+def test_nothing_is_asked_that_was_dropped(training):
+    """Numbers are asked for, of answers and of words, only where a token of either digit is kept."""
+    batches, *_ = training
+    asked = 0
+    for step in range(6):
+        batch = batches.Pictures(0, 9, pictures=4)[step]
+        for (row, word), known in zip(batch.knowing.tolist(), batch.known.tolist(), strict=True):
+            kept = batch.visual[row][batch.visual[row] >= 0]
+            owners = batch.views.owners[kept // batches.TOKENS, :, kept % batches.TOKENS]
+            turn = (batch.turn[row] == batch.turn[row, word]).nonzero().flatten()
+            kind = batch.kinds[row][batch.turn[row, word]]
+            if kind not in ("read", "document"):
+                continue
+            asked += 1
+            digits = [
+                batch.views.patches[kept // batches.TOKENS, head, kept % batches.TOKENS][owners[:, part] >= 0]
+                for part, head in ((1, 2), (2, 3))
+            ]
+            answer = [int(digit) for digit in batches.tokenizer().decode(batch.ids[row, turn]) if digit.isdigit()]
+            assert answer == known[:2]
+            assert all(digit in seen for digit, seen in zip(answer, digits, strict=True))
+    assert asked > 20

@@ -27,10 +27,10 @@ from tower import IGNORE, PARTS, SIDE, Labelled, Windows, crop, thumbnail
 TOKENS = SIDE * SIDE
 TURNS = 10
 # How often each kind is asked, where the scene allows it.
-FREQUENCY = {"read": 4, "exists": 2, "count": 1, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
+FREQUENCY = {"read": 4, "exists": 2, "count": 2, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
 ALL_TOKENS = {True: 0.15, False: 0.4}  # share of the steps that see all tokens, with a frozen tower and together
-SIZES = (64, 96, 160)  # tokens of a picture in the other steps
-USUAL_TOKENS = 350  # of a picture and its turns; where all tokens are seen, longer ones are fewer in a step
+SIZES = (24, 40, 64, 96, 160, 256)  # tokens of a picture in the other steps
+USUAL_TOKENS = 350  # of a picture and its turns; longer ones are fewer in a step
 TURNS_TOKENS = 150  # of a picture's turns, about
 OPENING = 2  # <s> and <user>, before the picture
 
@@ -89,31 +89,51 @@ def packing(grid: tuple[int, int]) -> np.ndarray:
 
 
 def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count: int) -> np.ndarray:
-    """`count` places of a picture's run, ascending: of most things the digits and mostly the centres, some of their other
-    tokens, and others at random. What is asked for should mostly be there, or it cannot be learnt; in some pictures
-    centres or things are missing more often, so that tags are counted in the thumbnail too.
+    """`count` places of a picture's run, ascending: of most things the digits and mostly the centres, and others at random.
+
+    How much there is of things, of background, of the thumbnail and of newlines differs widely from picture to picture,
+    so that an answer, a count above all, cannot hang on what else was kept. In some pictures centres or things are
+    missing more often, so that tags are counted in the thumbnail too.
 
     Args:
         slots: What `packing` returned.
         owners: Of the picture's views, (views, len(PARTS), TOKENS).
         rng: Draws.
-        count: At least 64.
+        count: At most the number of tokens.
     """
     there = rng.choice((0.95, 0.95, 0.95, 0.6))
     things = [number for number in range(owners.max() + 1) if rng.random() < there]
     part = owners.transpose(1, 0, 2).reshape(len(PARTS), -1)
-    sure = part[1:] if rng.random() < 0.6 else part[1:-1]  # without centres, the last of PARTS
-    needed = np.flatnonzero(np.isin(sure, things).any(0)).tolist()
-    others = [token for number in things for token in _some(rng, np.flatnonzero(part[0] == number).tolist())]
+    sure = part[1:] if rng.random() < 0.8 else part[1:-1]  # without centres, the last of PARTS
+    needed = np.isin(sure, things).any(0)
+    # Weighted draws without replacement: the largest keys log(u) / weight (Efraimidis and Spirakis, 2006).
+    group = 2 * np.isin(part[0], things) + (np.arange(part.shape[1]) < TOKENS)
+    weight = np.array([10 ** rng.uniform(-1.5, 1.5) for _ in range(4)])[group]
+    draws = np.random.default_rng(rng.getrandbits(64)).random((2, part.shape[1]))
+    keys = np.where(needed, draws[1], np.log(draws[0]) / weight)
+    order = np.argsort(-keys)
+    place = np.empty_like(order)
+    place[slots[slots < len(order)]] = np.flatnonzero(slots < len(order))
     if rng.random() < 0.3:
-        others += range(part.shape[1], int(slots.max()) + 1)
-    rest = rng.sample(range(part.shape[1]), part.shape[1])
-    chosen = list(dict.fromkeys([*needed, *rng.sample(others, len(others)), *rest]))[:count]
-    return np.flatnonzero(np.isin(slots, chosen))
+        return np.sort(place[order[:count]])
+    return with_newlines(place[order], np.flatnonzero(slots >= len(order)), count)
 
 
-def _some(rng: random.Random, tokens: list[int]) -> list[int]:
-    return rng.sample(tokens, rng.randint(min(1, len(tokens)), len(tokens)))
+def with_newlines(places: np.ndarray, newlines: np.ndarray, count: int) -> np.ndarray:
+    """As many of the first places as fit into `count` with the newlines of their lines, ascending.
+
+    Args:
+        places: Of tokens in a picture's run, best first; the first TOKENS of a run are the thumbnail, which has no newlines.
+        newlines: Places of all newlines, ascending. Where one place is left over, one more of them takes it.
+        count: At most the number of tokens.
+    """
+    line = np.where(places < TOKENS, -1, np.searchsorted(newlines, places))
+    opens = np.zeros(len(places), bool)
+    opens[np.unique(line, return_index=True)[1]] = True
+    chosen = np.flatnonzero(np.cumsum(1 + (opens & (line >= 0))) <= count)
+    ends = newlines[np.setdiff1d(line[chosen], -1)]
+    spare = np.setdiff1d(newlines, ends)[: count - len(chosen) - len(ends)]
+    return np.sort(np.concatenate([places[chosen], ends, spare]))
 
 
 def turns_about(rng: random.Random, shown: Scene) -> list[tuple[str, str, str]]:
@@ -192,18 +212,35 @@ def telling(kind: str, asked: list[int], answer: list[int], shown: Scene) -> lis
     return found
 
 
-def facts(kind: str, asked: list[int], shown: Scene) -> list[tuple[int, list[int]]]:
+def legible(number: int, kept: np.ndarray) -> bool:
+    """Whether both digits of a tag or line are kept: nobody should learn to guess numbers.
+
+    Args:
+        number: Of the tag or line in its scene.
+        kept: Owners of the tokens that are kept, (len(PARTS), tokens).
+    """
+    return all((kept[PARTS.index(digit)] == number).any() for digit in ("tens", "units"))
+
+
+def can_be_told(kind: str, asked: list[int], shown: Scene, kept: np.ndarray) -> bool:
+    """Whether a question asks for no number, or for one that is legible."""
+    return kind not in ("read", "document") or all(legible(n, kept) for _, n in mentions(kind, asked, shown))
+
+
+def facts(kind: str, asked: list[int], shown: Scene, kept: np.ndarray) -> list[tuple[int, list[int]]]:
     """(token of the question, what it should know in the order of KNOWN, IGNORE where there is nothing to know)."""
     if kind == "count":
         return [(asked.index(special_words()[3][word]), [*[IGNORE] * 4, len(shown.tags)]) for word in COUNTING]
     found = []
     for place, number in mentions(kind, asked, shown):
-        if number is not None and shown.lines:
-            found.append((place, [*divmod(shown.lines[number].number, 10), *[IGNORE] * 3]))
-        elif number is not None:
-            tag = shown.tags[number]
-            seen = [list(COLORS).index(tag.color), int(tag.x / shown.image.width * SIDE)]
-            found.append((place, [*divmod(tag.number, 10), *seen, IGNORE]))
+        if number is None:
+            continue
+        thing = shown.lines[number] if shown.lines else shown.tags[number]
+        digits = divmod(thing.number, 10) if legible(number, kept) else (IGNORE, IGNORE)
+        seen = [IGNORE, IGNORE]
+        if not shown.lines:
+            seen = [list(COLORS).index(thing.color), int(thing.x / shown.image.width * SIDE)]
+        found.append((place, [*digits, *seen, IGNORE]))
     return found
 
 
@@ -225,12 +262,13 @@ class Pictures(Dataset):
         rng = random.Random(f"{self.seed}-{step}")
         frozen = step < self.frozen
         everything = rng.random() < ALL_TOKENS[frozen]
-        grids, size = GRIDS, self.pictures
-        if everything:
-            grids = (rng.choices(GRIDS, GRID_WEIGHTS)[0],)
-            size = max(2, min(size, size * USUAL_TOKENS // (len(packing(grids[0])) + TURNS_TOKENS)))
-        shown = [scene(f"{self.seed}-{step}-{number}", grids=grids) for number in range(size)]
         count = rng.choice(SIZES)
+        grids = [grid for grid in GRIDS if count <= TOKENS * (1 + grid[0] * grid[1])]
+        if everything:
+            grids = rng.choices(GRIDS, GRID_WEIGHTS)
+            count = len(packing(grids[0]))
+        size = max(2, min(self.pictures, self.pictures * USUAL_TOKENS // (count + TURNS_TOKENS)))
+        shown = [scene(f"{self.seed}-{step}-{number}", grids=tuple(grids)) for number in range(size)]
         windows = Windows(f"{self.seed}-windows", (step + 1) * self.pictures, step * self.pictures)
         views: list[Labelled] = []
         visual, texts, guided, knowing = [], [], [], []
@@ -243,8 +281,10 @@ class Pictures(Dataset):
             newline = seen >= len(own) * TOKENS
             visual.append(np.where(newline, -1, seen + len(views) * TOKENS))
             views += own
+            kept = owners.transpose(1, 0, 2).reshape(len(PARTS), -1)[:, seen[~newline]]
             turns = turns_about(rng, whole)
             segments = [(kind, tokenized(f"{q}<assistant>"), tokenized(f"{a}</s>")) for kind, q, a in turns]
+            segments = [turn for turn in segments if can_be_told(*turn[:2], whole, kept)]
             texts.append(segments)
             start, text = 0, OPENING + len(seen)
             for kind, asked, answer in segments:
@@ -255,7 +295,7 @@ class Pictures(Dataset):
                         guided.append(((picture, start + place, SEEING, head), keys))
                 for place, layer, head, key in telling(kind, asked, answer, whole):
                     guided.append(((picture, start + place, layer, head), [text + start + key]))
-                knowing += [((picture, start + place), known) for place, known in facts(kind, asked, whole)]
+                knowing += [((picture, start + place), known) for place, known in facts(kind, asked, whole, kept)]
                 start += len(asked) + len(answer)
         views += [windows[number] for number in range(0 if frozen else self.pictures)]
         return collated(views, visual, texts, guided, knowing, everything)

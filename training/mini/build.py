@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     LlamaConfig,
@@ -150,3 +154,14 @@ def model_config(tokens: PreTrainedTokenizerFast) -> LlavaNextConfig:
 
 def model(tokens: PreTrainedTokenizerFast) -> LlavaNextForConditionalGeneration:
     return LlavaNextForConditionalGeneration(model_config(tokens))
+
+
+def averaged(checkpoints: Sequence[Path], device: str = "cpu") -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of every part that all of the checkpoints hold, averaged: of runs that went on from each other, that evens out
+    the noise of small steps."""
+    saved = [torch.load(checkpoint, map_location=device) for checkpoint in checkpoints]
+    parts = [part for part in ("tower", "model", "heads", "reader") if all(part in run for run in saved)]
+    return {
+        part: {name: torch.stack([run[part][name] for run in saved]).mean(0) for name in saved[0][part]}
+        for part in parts
+    }

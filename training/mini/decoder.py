@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import AttentionInterface
 
 from batches import GUIDES, KNOWN, OPENING, SEEING, Batch, Pictures, tokenizer
+from build import averaged
 from build import model as build_model
 from tower import (
     IGNORE,
@@ -158,7 +159,12 @@ def moved(batch: Batch, device: str) -> Batch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("begin", type=Path, help="a tower from tower.py, what this wrote, or an exported folder")
+    parser.add_argument(
+        "begin",
+        type=Path,
+        nargs="+",
+        help="a tower from tower.py, an exported folder, or what this wrote: of several the mean",
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--frozen", type=int, default=600, help="steps in which the tower stays as it is")
     parser.add_argument("--together", type=int, default=975, help="steps after them")
@@ -198,16 +204,15 @@ def main() -> None:
         if step < steps:
             optimizer.load_state_dict(saved["optimizer"])
             schedule.load_state_dict(saved["schedule"])
-    elif args.begin.is_dir():  # without read-outs: they are learnt anew, on the tower as it is at first
-        model.load_state_dict(type(model).from_pretrained(args.begin, dtype=torch.float32).state_dict())
+    elif args.begin[0].is_dir():  # without read-outs: they are learnt anew, on the tower as it is at first
+        model.load_state_dict(type(model).from_pretrained(args.begin[0], dtype=torch.float32).state_dict())
     else:
-        saved = torch.load(args.begin, map_location=args.device)
         parts = {"tower": tower, "model": model, "heads": heads, "reader": reader}
-        known = parts.keys() & saved.keys()
+        known = averaged(args.begin, args.device)
         if not known:
-            raise SystemExit(f"{args.begin} must hold a tower or a model with read-outs, got {', '.join(saved)}.")
-        for name in known:
-            parts[name].load_state_dict(saved[name])
+            raise SystemExit(f"{', '.join(map(str, args.begin))} must hold a tower, or models with read-outs.")
+        for name, weights in known.items():
+            parts[name].load_state_dict(weights)
     pictures = Pictures(args.frozen, steps, step, args.seed, args.batch)
     data = DataLoader(pictures, batch_size=None, num_workers=args.workers, prefetch_factor=4)
     digits = torch.tensor(tokenizer().convert_tokens_to_ids([f"▁{d}" for d in range(10)] + list("0123456789")))

@@ -2,7 +2,7 @@
 
 python export.py DECODER.pt [ANOTHER.pt ...] ../../src/globalcom2/mini
 
-Of several, runs that went on from each other, the mean is written: it evens out the noise of small steps.
+Of several, the mean is written.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
+from build import averaged
 from build import model as build_model
 from build import processor as build_processor
 from scenes import HELD_OUT_PHOTOS, scene
@@ -30,8 +29,7 @@ def main() -> None:
     processor = build_processor()
     tokens = processor.tokenizer
     model = build_model(tokens)
-    weights = [torch.load(decoder, map_location="cpu")["model"] for decoder in args.decoders]
-    model.load_state_dict({name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]})
+    model.load_state_dict(averaged(args.decoders)["model"])
     model = model.half()
     model.generation_config.eos_token_id = tokens.eos_token_id
     model.generation_config.pad_token_id = tokens.pad_token_id
