@@ -223,7 +223,9 @@ def legible(number: int, kept: np.ndarray) -> bool:
 
 
 def can_be_told(kind: str, asked: list[int], shown: Scene, kept: np.ndarray) -> bool:
-    """Whether a question asks for no number, or for one that is legible."""
+    """Whether a number that is asked for is legible, and something of every tag is there to be counted."""
+    if kind == "count":
+        return set(range(len(shown.tags))) <= set(kept[0].tolist())
     return kind not in ("read", "document") or all(legible(n, kept) for _, n in mentions(kind, asked, shown))
 
 

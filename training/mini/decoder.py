@@ -41,7 +41,7 @@ from tower import (
     resumed,
 )
 
-GUIDE_WEIGHT, KNOWN_WEIGHT, TOWER_WEIGHT = 0.5, 0.5, 0.5
+GUIDE_WEIGHT, KNOWN_WEIGHT, TOWER_WEIGHT = 1.5, 0.5, 0.5
 DIGIT_WEIGHT = 3.0  # of a digit in an answer, over that of a word
 TOWER_RATE = 0.5  # of the decoder's learning rate
 
