@@ -153,7 +153,7 @@ def test_shortened_pictures_hold_what_they_should(training, grid, count):
         kept = batches.with_newlines(places, newlines, count)
         assert len(kept) == count
         assert (np.diff(kept) > 0).all()
-        ends = {newlines[newlines > place][0] for place in kept if batches.TOKENS <= place and slots[place] < tokens}
+        ends = {newlines[newlines > place][0] for place in kept if place >= batches.TOKENS and slots[place] < tokens}
         spare = set(kept[slots[kept] >= tokens]) - ends
         assert ends <= set(kept)
         assert len(spare) <= 1
