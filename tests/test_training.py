@@ -166,7 +166,7 @@ def test_nothing_is_asked_that_was_dropped(training):
     batches, *_ = training
     asked = 0
     for step in range(6):
-        batch = batches.Pictures(0, 9, pictures=4)[step]
+        batch = batches.Pictures(9, 9, pictures=4)[step]
         for (row, word), known in zip(batch.knowing.tolist(), batch.known.tolist(), strict=True):
             kept = batch.visual[row][batch.visual[row] >= 0]
             owners = batch.views.owners[kept // batches.TOKENS, :, kept % batches.TOKENS]
