@@ -4,7 +4,7 @@ Every turn is one question with its answer and sees the picture and itself only,
 words also know where to look, in three hops: the word that ends a name at the name's other word, then at the patches that
 it is about, and what comes before a word of the answer at the names. `decoder.py` asks some attention heads to look there.
 A count is asked twice: "tags" looks at the centres in the crops, a head for each colour (few things are counted well by
-how much attention they leave to <s>, many are not), and "many" at any token of the thumbnail, all of which know it.
+how much attention they leave to <s>, many are not), and "many" at any token of the thumbnail, all of which are taught to know it.
 """
 
 from __future__ import annotations

@@ -173,6 +173,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48, help="pictures per step")
     machine_arguments(parser)
     args = parser.parse_args()
+    if len(args.begin) > 1 and any(begin.is_dir() for begin in args.begin):
+        parser.error(
+            "begin must be one exported folder or checkpoints, whose mean is taken, got both or several folders"
+        )
     prepare(args)
     torch.manual_seed(0)
     model = build_model(tokenizer()).to(args.device)
@@ -210,7 +214,7 @@ def main() -> None:
         parts = {"tower": tower, "model": model, "heads": heads, "reader": reader}
         known = averaged(args.begin, args.device)
         if not known:
-            raise SystemExit(f"{', '.join(map(str, args.begin))} must hold a tower, or models with read-outs.")
+            raise SystemExit(f"{', '.join(map(str, args.begin))} must all hold a tower, or all a model with read-outs.")
         for name, weights in known.items():
             parts[name].load_state_dict(weights)
     pictures = Pictures(args.frozen, steps, step, args.seed, args.batch)
