@@ -27,9 +27,11 @@ from tower import IGNORE, PARTS, SIDE, Labelled, Windows, crop, thumbnail
 TOKENS = SIDE * SIDE
 TURNS = 10
 # How often each kind is asked, where the scene allows it.
-FREQUENCY = {"read": 4, "exists": 2, "count": 2, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
-ALL_TOKENS = {True: 0.15, False: 0.4}  # share of the steps that see all tokens, with a frozen tower and together
-SIZES = (24, 40, 64, 96, 160, 256)  # tokens of a picture in the other steps
+FREQUENCY = {"read": 4, "exists": 2, "count": 4, "color": 1.5, "left": 2.5, "largest": 1, "document": 4}
+ALL_TOKENS = {True: 0.3, False: 0.4}  # share of the steps that see all tokens, with a frozen tower and together
+SIZES = (24, 40, 56, 80, 112, 160, 256)  # tokens of a picture in the other steps
+# Powers of ten between which the weights of its tokens are drawn: background in crops and in the thumbnail, things in both.
+POWERS = ((-2, 1), (-2, 1), (-1, 2), (-1, 2))
 USUAL_TOKENS = 350  # of a picture and its turns; longer ones are fewer in a step
 TURNS_TOKENS = 150  # of a picture's turns, about
 OPENING = 2  # <s> and <user>, before the picture
@@ -92,7 +94,7 @@ def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count
     """`count` places of a picture's run, ascending: of most things the digits and mostly the centres, and others at random.
 
     How much there is of things, of background, of the thumbnail and of newlines differs widely from picture to picture,
-    so that an answer, a count above all, cannot hang on what else was kept. In some pictures centres or things are
+    so that an answer, a count above all, cannot hang on what else was kept; more often than not it is mostly things. In some pictures centres or things are
     missing more often, so that tags are counted in the thumbnail too.
 
     Args:
@@ -108,7 +110,7 @@ def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count
     needed = np.isin(sure, things).any(0)
     # Weighted draws without replacement: the largest keys log(u) / weight (Efraimidis and Spirakis, 2006).
     group = 2 * np.isin(part[0], things) + (np.arange(part.shape[1]) < TOKENS)
-    weight = np.array([10 ** rng.uniform(-1.5, 1.5) for _ in range(4)])[group]
+    weight = np.array([10 ** rng.uniform(*powers) for powers in POWERS])[group]
     draws = np.random.default_rng(rng.getrandbits(64)).random((2, part.shape[1]))
     keys = np.where(needed, draws[1], np.log(draws[0]) / weight)
     order = np.argsort(-keys)
