@@ -228,7 +228,7 @@ def main() -> None:
         with torch.autocast(args.device, torch.bfloat16):
             with torch.set_grad_enabled(not frozen):
                 hidden = hidden_state(tower, normalise(batch.views.pixels))
-                pooled = last_state(tower, hidden) if frozen or step % 2 == 0 else None
+                pooled = last_state(tower, hidden) if step % 2 == 0 else None
             logits, seen, names = run(model, batch, hidden)
         measure = step % MEASURED == 0
         losses, now = read_out(heads, hidden.float(), pooled, batch.views, measure)
