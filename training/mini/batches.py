@@ -94,8 +94,8 @@ def some_places(slots: np.ndarray, owners: np.ndarray, rng: random.Random, count
     """`count` places of a picture's run, ascending: of most things the digits and mostly the centres, and others at random.
 
     How much there is of things, of background, of the thumbnail and of newlines differs widely from picture to picture,
-    so that an answer, a count above all, cannot hang on what else was kept; more often than not it is mostly things. In some pictures centres or things are
-    missing more often, so that tags are counted in the thumbnail too.
+    so that an answer, a count above all, cannot hang on what else was kept; things mostly weigh more. In some pictures
+    centres or things are missing more often, so that tags are counted in the thumbnail too.
 
     Args:
         slots: What `packing` returned.
