@@ -39,7 +39,13 @@ RATIOS = (0.25, 0.1, 0.05)
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "uniform": ("uniform", {}),
-    "globalcom2 with the paper's choices: softmax, alpha 0.5": ("globalcom2", {"allocation": "softmax", "alpha": 0.5}),
+    "uniform, layer=-1": ("uniform", {"layer": -1}),
+    "globalcom2 with the paper's choices: layer=-1, softmax, alpha 0.5": (
+        "globalcom2",
+        {"layer": -1, "allocation": "softmax", "alpha": 0.5},
+    ),
+    "layer=-1, attention, alpha 0.3": ("globalcom2", {"layer": -1}),
+    "softmax, alpha 0.5": ("globalcom2", {"allocation": "softmax", "alpha": 0.5}),
     "softmax, alpha 0.3": ("globalcom2", {"allocation": "softmax", "alpha": 0.3}),
     "softmax, alpha 0": ("globalcom2", {"allocation": "softmax", "alpha": 0.0}),
     "attention, alpha 0.5": ("globalcom2", {"alpha": 0.5}),
@@ -51,12 +57,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform, newlines=none": ("uniform", {"newlines": "none"}),
     "globalcom2 by default, newlines=none": ("globalcom2", {"newlines": "none"}),
 }
+"""`layer` is an option of `compress`, all others of `select`."""
 
 
 class Picture(NamedTuple):
     """What a selector saw of a picture, and where the digits are."""
 
-    views: Views
+    views: dict[int | None, Views]
+    """By layer; None is the default."""
     owners: NDArray[np.int64]
     """(crops, len(PARTS), tokens): number of the tag or line that a token shows, by part."""
     asked: list[int]
@@ -90,7 +98,7 @@ def asked_about(shown: Scene, questions: list[tuple[str, str, str]]) -> list[int
 def pictures(count: int) -> list[Picture]:
     """The tuning set's first pictures, through the vision tower."""
     model, processor = load_mini()
-    compression = Watching(model, compress(model, 0.5).settings)
+    watching = {layer: Watching(model, compress(model, 0.5, layer=layer).settings) for layer in (None, -1)}
     found: list[Picture] = []
     numbers = iter(range(sys.maxsize))
     for _ in track(range(count), "Looking"):
@@ -100,10 +108,12 @@ def pictures(count: int) -> list[Picture]:
             shown = scene(f"tuning-{number}", photos=TUNING_PHOTOS)
             questions = questions_about(random.Random(f"tuning-questions-{number}"), shown)
         inputs = processor(text="<s><user><image>read<assistant>", images=shown.image, return_tensors="pt")
-        with compression:
-            model(**inputs)
+        for compression in watching.values():
+            with compression:
+                model(**inputs)
         crops = [crop(shown, row, col).owners.numpy() for row in range(shown.grid[0]) for col in range(shown.grid[1])]
-        found.append(Picture(compression.views, np.stack(crops), asked_about(shown, questions)))
+        views = {layer: compression.views for layer, compression in watching.items()}
+        found.append(Picture(views, np.stack(crops), asked_about(shown, questions)))
     return found
 
 
@@ -112,7 +122,8 @@ def covered(picture: Picture, ratio: float, method: str, options: dict[str, Any]
     tens, units = (picture.owners[:, PARTS.index(part)] for part in ("tens", "units"))
     if method == "told":
         options = {"things": torch.tensor([len(set(own[own >= 0].tolist())) for own in tens], dtype=torch.float64)}
-    kept = select(picture.views, ratio, method, **options).crops[0].numpy()
+    options = dict(options)
+    kept = select(picture.views[options.pop("layer", None)], ratio, method, **options).crops[0].numpy()
     return [bool(((tens == thing) & kept).any() and ((units == thing) & kept).any()) for thing in picture.asked]
 
 

@@ -24,7 +24,7 @@ from globalcom2.questions import load_pictures
 
 AXES: dict[str, tuple[Any, ...]] = {
     "score": ("logits", "attention", "mean_query", "received", "similarity"),
-    "layer": (-1, -2),
+    "layer": (-1, -2, -3),
     "allocation": ("attention", "softmax"),
     "temperature": (3.0, 10.0, 30.0, 100.0),
     "alpha": (0.0, 0.15, 0.3, 0.5, 1.0),
@@ -38,7 +38,7 @@ AXES: dict[str, tuple[Any, ...]] = {
 
 OF_GLOBALCOM2 = ("temperature", "alpha", "crop_mass", "regions", "allocation")
 OF_SOFTMAX = ("temperature", "crop_mass")  # options that nothing else has
-PAPER = {"allocation": "softmax", "alpha": 0.5}
+PAPER = {"layer": -1, "allocation": "softmax", "alpha": 0.5}
 
 
 def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[Setting]:

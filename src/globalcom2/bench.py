@@ -212,7 +212,7 @@ def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
     base, inputs = model.base_model, random_inputs(model, plan, 1)
     adapter = load_adapter(model.config.model_type)
     tower, pixels = base.vision_tower, inputs["pixel_values"][0]
-    module = adapter.attention(base, -1)
+    module = adapter.attention(base, adapter.default_layer(base))
     before = tower.config._attn_implementation
 
     def plain() -> None:

@@ -41,7 +41,7 @@ def compress(
     *,
     exact: bool = True,
     score: str | None = None,
-    layer: int = -1,
+    layer: int | None = None,
     newlines: str | None = None,
     thumbnail_weight: float = 1.0,
     positions: str = "closed",
@@ -61,7 +61,8 @@ def compress(
             "mean_query" (logits of the mean over all tokens' queries), "received" (attention that a token gets from all
             others) or "similarity" (minus the cosine of a token's features to the mean of its view). In towers without
             [CLS] the mean query stands in for it. Default: the family's, see the models table.
-        layer: The tower's layer whose attention row is read; negative counts from the end.
+        layer: The tower's layer whose attention row is read; negative counts from the end, -1 as in the published code.
+            Default: the deepest whose output the language model reads, in LLaVA-NeXT the second-last; -1 with `exact=False`.
         newlines: "counted", "all" or "none", see `select`.
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`.
         positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
@@ -130,7 +131,7 @@ class Settings:
     method: str
     exact: bool
     score: str | None
-    layer: int
+    layer: int | None
     newlines: str | None
     thumbnail_weight: float
     positions: str
@@ -151,6 +152,9 @@ class Compression:
         self.videos = self.adapter.videos()
         self.score = settings.score or self.adapter.default_score
         self.settings = settings
+        self.layer = settings.layer
+        if settings.layer is None:
+            self.layer = self.adapter.default_layer(self.target.base_model) if settings.exact else -1
         self.attention = self._attention(self.target.base_model)
         self.report = Report(settings.retention_ratio, settings.method)
         # On four tiny crops: an option out of range is told now, not in the middle of a call. Not by self.keep: what
@@ -269,13 +273,13 @@ class Compression:
             encoded = visuals.adapter.encode(base, visuals.arguments)
         if attention is not None and not recording.rows:
             raise UnsupportedModelError(
-                f"layer {self.settings.layer} of the vision tower must run when the tower does, got nothing from its tap."
+                f"layer {self.layer} of the vision tower must run when the tower does, got nothing from its tap."
             )
         return encoded, recording.rows
 
     def _attention(self, base: Any) -> torch.nn.Module | None:
         """What to tap; nothing where scores do not come from attention."""
-        return None if self.score == "similarity" else self.adapter.attention(base, self.settings.layer)
+        return None if self.score == "similarity" else self.adapter.attention(base, self.layer)
 
     def _scores(self, base: Any, encoded: Any, rows: list[Tensor], visuals: Visuals) -> Tensor:
         """Scores (tokens,) of all views end to end, in the tower's order."""

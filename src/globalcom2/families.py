@@ -30,7 +30,7 @@ _FAMILIES = {
         Family(
             "llava_next",
             "globalcom2.adapters.llava_next:LlavaNextAdapter",
-            "[CLS] row of the last layer of the CLIP tower",
+            "[CLS] row of the CLIP tower, in the layer of the features",
             "first",
             "random weights and the trained mini model; not with published checkpoints",
             "exact, newlines included",
@@ -38,7 +38,7 @@ _FAMILIES = {
         Family(
             "llava_next_video",
             "globalcom2.adapters.llava_next_video:LlavaNextVideoAdapter",
-            "[CLS] row of the last layer of the CLIP tower, in videos the mean over a token's patches",
+            "[CLS] row of the CLIP tower, in the layer of the features; in videos the mean over a token's patches",
             "first; of a video, the pooled clip guides and is not read",
             "random weights; videos as tensors, their processor needs torchvision",
             "exact, newlines included",
@@ -95,7 +95,7 @@ _FAMILIES = {
         Family(
             "internvl",
             "globalcom2.adapters.internvl:InternVLAdapter",
-            "[CLS] row of the last layer of the InternViT tower, mean over the patches of a token",
+            "[CLS] row of the InternViT tower, in the layer of the features, mean over the patches of a token",
             "last",
             "random weights with the real processor; videos not",
             "exact; grid from the pixels, equal crops where these do not tell",
@@ -103,7 +103,7 @@ _FAMILIES = {
         Family(
             "qianfan_ocr",
             "globalcom2.adapters.internvl:QianfanOCRAdapter",
-            "[CLS] row of the last layer of the tower, mean over the patches of a token",
+            "[CLS] row of the tower, in the layer of the features, mean over the patches of a token",
             "last",
             "random weights with the real processor",
             "exact; grid from the pixels, equal crops where these do not tell",

@@ -12,12 +12,21 @@ VIDEO_PROCESSORS = {
 }
 
 
-# vLLM has the 9 of the published models in its code.
-BUILT = {"llava_onevision": lambda: FAMILIES["llava_onevision"]("anyres_max_9")}
+def _features_of_the_last_layer() -> Tiny:
+    made = FAMILIES["llava_next"]()
+    made.model.config.vision_feature_layer = -1
+    return made
+
+
+BUILT = {
+    "llava_next_last": _features_of_the_last_layer,
+    # vLLM has the 9 of the published models in its code.
+    "llava_onevision": lambda: FAMILIES["llava_onevision"]("anyres_max_9"),
+}
 
 
 def tiny(name: str) -> Tiny:
-    return BUILT.get(name, FAMILIES[name])()
+    return (BUILT.get(name) or FAMILIES[name])()
 
 
 def save(name: str, folder: Path) -> Path:

@@ -118,6 +118,17 @@ def layer_of(layers: Sequence[nn.Module], layer: int) -> nn.Module:
     return layers[layer]
 
 
+def deepest_layer(states: int | Sequence[int], count: int) -> int:
+    """The layer, counted from the end, whose output is the deepest of some hidden states.
+
+    Args:
+        states: Indices of transformers' `hidden_states`, of which the first is the embeddings; may be negative.
+        count: Layers of the tower.
+    """
+    states = [states] if isinstance(states, int) else states
+    return max(state if state < 0 else state - count - 1 for state in states)
+
+
 def kept_places(
     layout: Layout, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0
 ) -> int:
@@ -153,6 +164,14 @@ class Adapter(ABC):
     @abstractmethod
     def attention(self, base: Any, layer: int) -> nn.Module:
         """The attention module of the tower's layer `layer` (may be negative)."""
+
+    def default_layer(self, base: Any) -> int:
+        """The layer to read scores in unless the caller says otherwise: the deepest whose output is among the features.
+
+        Layers after it have no say in what the language model reads, and vLLM does not build them.
+        """
+        states = getattr(base.config, "vision_feature_layer", -1)
+        return deepest_layer(states, base.config.vision_config.num_hidden_layers) if states != -1 else -1
 
     @abstractmethod
     def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:

@@ -12,7 +12,7 @@ from transformers.models.granite4_vision.modeling_granite4_vision import (
     Granite4VisionModel,
 )
 
-from globalcom2.adapters import Adapter, Layout
+from globalcom2.adapters import Adapter, Layout, deepest_layer
 from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.errors import UnsupportedModelError
@@ -43,6 +43,11 @@ class Granite4VisionAdapter(LlavaNextAdapter):
             f"costs of {config.model_type} cannot be estimated, for {width}x{height} px: what its Q-Former projectors "
             "cost is not known here. Use a llava_next model for that."
         )
+
+    def default_layer(self, base: Any) -> int:  # noqa: D102
+        config = base.config
+        states = [config.spatial_vision_layer, *(state for state, _ in config.deepstack_layer_map)]
+        return deepest_layer(states, config.vision_config.num_hidden_layers)
 
     def scores(self, base: Any, rows: Tensor) -> Tensor:  # noqa: D102
         return _per_token(base.config, rows[..., None])[..., 0]

@@ -22,12 +22,12 @@ from globalcom2.methods import parse_method
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
 METHODS = (
     "globalcom2",
-    "globalcom2:thumbnail_weight=0.5",
-    "globalcom2:allocation=softmax,alpha=0.5",
+    "globalcom2:layer=-1",
+    "globalcom2:layer=-1,allocation=softmax,alpha=0.5",
     "uniform",
     "random",
 )
-"""The second one has the paper's choices."""
+"""The second one differs by the layer from the third, which has the paper's choices."""
 Dataset = Annotated[
     Path | None, typer.Option(help="Parquet file. Default: the set that ships with the package.", show_default=False)
 ]

@@ -1,7 +1,4 @@
-"""InternVL in vLLM: checkpoints in transformers' format (`InternVL`) and in the original one (`InternVLChat`).
-
-Scores are the [CLS] row of the tower's last attention, as the kernel gets its queries and keys (after their norms).
-"""
+"""InternVL in vLLM: checkpoints in transformers' format (`InternVL`) and in the original one (`InternVLChat`)."""
 
 from __future__ import annotations
 
@@ -14,16 +11,14 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
-    tensor_model_parallel_all_reduce,
 )
 from vllm.model_executor.models import interns1, internvl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.transformers_utils.processors.internvl import calculate_internvl_targets
 
 from globalcom2.adapters import Layout, unpacked
-from globalcom2.adapters.tap import attention_row
 from globalcom2.errors import UnsupportedModelError
-from globalcom2.integrations.vllm.model import ShortModel
+from globalcom2.integrations.vllm.kernel import ClsOfKernel
 from globalcom2.integrations.vllm.processing import Family, ShortInfo, ShortProcessor
 
 
@@ -80,40 +75,18 @@ class InternVLChatFamily(InternVLFamily):
 HF, CHAT = InternVLFamily(), InternVLChatFamily()
 
 
-class ClsOfKernel(ShortModel):
-    """Reads the [CLS] row from what the last attention kernel of the tower is given."""
+class ShuffledPatches(ClsOfKernel):
+    """Scores of tokens that the model's pixel shuffle makes of several patches each; the thumbnail comes last."""
 
     pixel_shuffle: Any
 
-    def attention(self) -> Any:
-        """The tower's last attention module, which has the kernel as `attn`."""
-        raise NotImplementedError
-
-    def install(self) -> None:  # noqa: D102
-        self.attention().attn.register_forward_pre_hook(lambda module, args: self.watch.note(args[:2]))
-
     def scores(self, seen: list[tuple[Tensor, Tensor]], runs: list[Tensor], counts: list[int]) -> Tensor:  # noqa: D102
-        attention = self.attention()
-        rows = torch.cat([self._row(attention, *given) for given in seen])
-        rows = _of_all_views(self, rows, sum(counts))
+        rows = _of_all_views(self, torch.cat([self.row(*given) for given in seen]), sum(counts))
         patches = rows[:, 1:]
         side = round(patches.shape[1] ** 0.5)
         numbers = torch.arange(side * side, device=rows.device).view(1, side, side, 1)
         # Numbered patches through the model's own shuffle tell which ones a token is made of.
         return patches[:, self.pixel_shuffle(numbers, self.config.downsample_ratio).flatten(0, -2)].mean(-1)
-
-    def _row(self, attention: Any, query: Tensor, key: Tensor) -> Tensor:
-        """Logits (views, sequence) averaged over the heads of all ranks."""
-        size, heads = attention.head_dim, attention.num_heads
-        query, key = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in (query, key))
-        ranks = getattr(attention, "tp_size", 1)
-        # Heads are dealt out in order; the last ones may be padding.
-        own = max(0, min(query.shape[1], heads - getattr(attention, "tp_rank", 0) * query.shape[1]))
-        if own == 0:
-            row = query.new_zeros(query.shape[0], query.shape[2], dtype=torch.float32)
-        else:
-            row = attention_row(query[:, :own], key[:, :own], None, attention.scale, 0, False) * (own / heads)
-        return row if ranks == 1 else tensor_model_parallel_all_reduce(row)
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
         return views.roll(1, 0)
@@ -141,11 +114,10 @@ class InternVLProcessor(ShortProcessor, interns1.InternS1MultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     InternVLProcessor, info=InternVLInfo, dummy_inputs=interns1.InternS1DummyInputsBuilder
 )
-class InternVL(ClsOfKernel, interns1.InternS1ForConditionalGeneration):
+class InternVL(ShuffledPatches, interns1.InternS1ForConditionalGeneration):
     """vLLM's InternVL of transformers' format with short runs."""
 
     family = HF
-    saliency = "logits"
     flat = ("pixel_values",)
     shared = ("image_token_id",)
 
@@ -166,11 +138,10 @@ class InternVLChatProcessor(ShortProcessor, internvl.InternVLMultiModalProcessor
 @MULTIMODAL_REGISTRY.register_processor(
     InternVLChatProcessor, info=InternVLChatInfo, dummy_inputs=internvl.InternVLDummyInputsBuilder
 )
-class InternVLChat(ClsOfKernel, internvl.InternVLChatModel):
+class InternVLChat(ShuffledPatches, internvl.InternVLChatModel):
     """vLLM's InternVL of the original format with short runs."""
 
     family = CHAT
-    saliency = "logits"
     flat = ("pixel_values_flat",)
     shared = ("image_token_id",)
 
