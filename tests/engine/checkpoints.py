@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import torch
+from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
+
 from families import FAMILIES
 from tiny import Tiny
 
@@ -12,14 +15,16 @@ VIDEO_PROCESSORS = {
 }
 
 
-def _features_of_the_last_layer() -> Tiny:
+def _features_of_two_layers() -> Tiny:
     made = FAMILIES["llava_next"]()
-    made.model.config.vision_feature_layer = -1
+    made.model.config.vision_feature_layer = [1, -1]
+    torch.manual_seed(2)
+    made.model.model.multi_modal_projector = LlavaNextMultiModalProjector(made.model.config)
     return made
 
 
 BUILT = {
-    "llava_next_last": _features_of_the_last_layer,
+    "llava_next_two_layers": _features_of_two_layers,
     # vLLM has the 9 of the published models in its code.
     "llava_onevision": lambda: FAMILIES["llava_onevision"]("anyres_max_9"),
 }

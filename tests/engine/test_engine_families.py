@@ -8,7 +8,7 @@ import torch
 from globalcom2 import compress
 from tiny import picture
 
-NAMES = ("llava_next", "llava_next_last", "llava_onevision", "internvl", "idefics3", "smolvlm")
+NAMES = ("llava_next", "llava_next_two_layers", "llava_onevision", "internvl", "idefics3", "smolvlm")
 SIZES = ((168, 168), (60, 200), (400, 100), (84, 84), (30, 30), (250, 200))
 
 
