@@ -184,3 +184,17 @@ def test_the_other_strategy_is_refused(tiny):
             compress(tiny.model, 0.2)
     finally:
         config.vision_feature_select_strategy = right
+
+
+@pytest.mark.parametrize(("builder", "layer"), [(llava.granite4_vision, -1), (llava.llava_next_video, -2)])
+def test_scores_are_read_in_the_deepest_layer_of_the_features(builder, layer):
+    """Granite 4 Vision names its layers otherwise, and has a `vision_feature_layer` that it does not use."""
+    tiny = built(builder)
+
+    def kept(**options):
+        with torch.no_grad(), compress(tiny.model, 0.3, score="logits", **options) as compression:
+            tiny.model(**tiny.inputs(["<image>"], [picture(200, 150)]))
+        return compression.report[0].kept
+
+    assert torch.equal(kept(), kept(layer=layer))
+    assert not torch.equal(kept(), kept(layer=-3 - layer))

@@ -99,15 +99,17 @@ def test_tokens_of_got_ocr2_lie_row_by_row():
         assert (lit - torch.tensor([y, x]) / 4).abs().max() <= 1
 
 
+@pytest.mark.parametrize("layer", [-1, -2])
 @pytest.mark.parametrize("make", [internvl, qianfan_ocr])
-def test_scores_are_the_row_of_cls(make):
+def test_scores_are_the_row_of_cls_in_the_layer_of_the_features(make, layer):
     """Against the attention maps that the eager kernel returns, query and key norms included."""
     tiny = make()
+    tiny.model.config.vision_feature_layer = layer
     tower = tiny.model.base_model.vision_tower
     inputs = tiny.inputs([tiny.tag], [picture(*TALL)])
     tower.set_attn_implementation("eager")
     with torch.no_grad():
-        maps = tower(inputs["pixel_values"], output_attentions=True).attentions[-1]
+        maps = tower(inputs["pixel_values"], output_attentions=True).attentions[layer]
     tower.set_attn_implementation("sdpa")
     with compress(tiny.model, 0.3, score="attention") as compression:
         tiny.model(**inputs)

@@ -106,7 +106,7 @@ def llava_next(**vision: Any) -> Tiny:
 def finished(model: Any, tok: Any) -> Any:
     """Spread the weights, and answers of full length without image tags."""
     model = model.eval()
-    _spread(model)
+    spread(model)
     model.generation_config.pad_token_id = tok.pad_token_id
     model.generation_config.eos_token_id = None
     # A generated image tag would count as a placeholder in the unpatched model too.
@@ -114,7 +114,7 @@ def finished(model: Any, tok: Any) -> Any:
     return model
 
 
-def _spread(model: torch.nn.Module) -> None:
+def spread(model: torch.nn.Module) -> None:
     """Weights large enough that every token matters to the answer."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

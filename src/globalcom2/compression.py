@@ -62,7 +62,8 @@ def compress(
             others) or "similarity" (minus the cosine of a token's features to the mean of its view). In towers without
             [CLS] the mean query stands in for it. Default: the family's, see the models table.
         layer: The tower's layer whose attention row is read; negative counts from the end, -1 as in the published code.
-            Default: the deepest whose output the language model reads, in LLaVA-NeXT the second-last; -1 with `exact=False`.
+            Default: the deepest whose output the language model reads by `model.config`, in LLaVA-NeXT the second-last; -1
+            with `exact=False`.
         newlines: "counted", "all" or "none", see `select`.
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`.
         positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
@@ -152,9 +153,8 @@ class Compression:
         self.videos = self.adapter.videos()
         self.score = settings.score or self.adapter.default_score
         self.settings = settings
-        self.layer = settings.layer
-        if settings.layer is None:
-            self.layer = self.adapter.default_layer(self.target.base_model) if settings.exact else -1
+        default = -1 if not settings.exact else self.adapter.default_layer(self.target.base_model)
+        self.layer = default if settings.layer is None else settings.layer
         self.attention = self._attention(self.target.base_model)
         self.report = Report(settings.retention_ratio, settings.method)
         # On four tiny crops: an option out of range is told now, not in the middle of a call. Not by self.keep: what

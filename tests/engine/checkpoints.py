@@ -6,7 +6,7 @@ import torch
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
 
 from families import FAMILIES
-from tiny import Tiny
+from tiny import Tiny, spread
 
 VIDEO_PROCESSORS = {
     "llava_onevision": "LlavaOnevisionVideoProcessor",
@@ -17,9 +17,10 @@ VIDEO_PROCESSORS = {
 
 def _features_of_two_layers() -> Tiny:
     made = FAMILIES["llava_next"]()
-    made.model.config.vision_feature_layer = [1, -1]
+    made.model.config.vision_feature_layer = [-2, 1]
     torch.manual_seed(2)
     made.model.model.multi_modal_projector = LlavaNextMultiModalProjector(made.model.config)
+    spread(made.model)
     return made
 
 

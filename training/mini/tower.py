@@ -264,8 +264,8 @@ def hidden_state(tower: CLIPVisionModel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def last_state(tower: CLIPVisionModel, hidden: torch.Tensor) -> torch.Tensor:
-    """[CLS] after the last layer, (views, width), which alone learns from it: LLaVA-NeXT does not read that layer, but its
-    attention scores the tokens."""
+    """[CLS] after the last layer, (views, width), which alone learns from it: LLaVA-NeXT does not read that layer, but the
+    paper's code scores tokens by its attention."""
     return tower.post_layernorm(tower.encoder.layers[-1](hidden.detach(), attention_mask=None)[:, 0])
 
 

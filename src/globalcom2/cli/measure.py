@@ -27,7 +27,7 @@ METHODS = (
     "uniform",
     "random",
 )
-"""The second one differs by the layer from the third, which has the paper's choices."""
+"""The third one has all of the paper's choices, the second only its layer."""
 Dataset = Annotated[
     Path | None, typer.Option(help="Parquet file. Default: the set that ships with the package.", show_default=False)
 ]
