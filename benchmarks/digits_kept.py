@@ -122,8 +122,8 @@ def covered(picture: Picture, ratio: float, method: str, options: dict[str, Any]
     tens, units = (picture.owners[:, PARTS.index(part)] for part in ("tens", "units"))
     if method == "told":
         options = {"things": torch.tensor([len(set(own[own >= 0].tolist())) for own in tens], dtype=torch.float64)}
-    options = dict(options)
-    kept = select(picture.views[options.pop("layer", None)], ratio, method, **options).crops[0].numpy()
+    of_select = {name: value for name, value in options.items() if name != "layer"}
+    kept = select(picture.views[options.get("layer")], ratio, method, **of_select).crops[0].numpy()
     return [bool(((tens == thing) & kept).any() and ((units == thing) & kept).any()) for thing in picture.asked]
 
 

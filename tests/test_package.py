@@ -20,7 +20,7 @@ LAYERS = [
     {"selection"},
     {"adapters"},
     {"report", "prompt", "visuals", "costs", "images"},
-    {"memory", "groups"},
+    {"memory", "groups", "saliency"},
     {"generating", "picture"},
     {"patching"},
     {"compression", "mini"},

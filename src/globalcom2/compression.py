@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from globalcom2 import patching
-from globalcom2.adapters import Adapter, tap
+from globalcom2.adapters import Adapter
 from globalcom2.budget import check_ratio
-from globalcom2.errors import InputError, UnsupportedModelError, unknown_name
+from globalcom2.errors import InputError, unknown_name
 from globalcom2.families import load_adapter
 from globalcom2.groups import Group, best_first, entries_of, on_host, raster
 from globalcom2.memory import Memory, memory_of_call
 from globalcom2.methods import check_options, get_method
 from globalcom2.prompt import ALIGNED, ShortPrompt, shorten
 from globalcom2.report import Clock, Report
+from globalcom2.saliency import Encoded, Saliency
 from globalcom2.selection import NEWLINES, Keep, check_thumbnail_weight, select
 from globalcom2.views import SCORE_TYPES, Views
-from globalcom2.visuals import Visuals, in_prompt_order, visuals_of_call, wanted_tokens
+from globalcom2.visuals import in_prompt_order, visuals_of_call, wanted_tokens
 
 GRID_UNKNOWN = (
     "globalcom2: an image is too uniform or too regular to tell how its crops lie, and the call does not say; its crops "
@@ -151,17 +152,16 @@ class Compression:
         self.adapter: Adapter = load_adapter(self.target.config.model_type)
         self.adapter.check(self.target.base_model)
         self.videos = self.adapter.videos()
-        self.score = settings.score or self.adapter.default_score
         self.settings = settings
-        default = -1 if not settings.exact else self.adapter.default_layer(self.target.base_model)
-        self.layer = default if settings.layer is None else settings.layer
-        self.attention = self._attention(self.target.base_model)
+        layer = -1 if settings.layer is None and not settings.exact else settings.layer  # the published code's
+        self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer)
+        self.attention = self.saliency.attention(self.target.base_model)
         self.report = Report(settings.retention_ratio, settings.method)
         # On four tiny crops: an option out of range is told now, not in the middle of a call. Not by self.keep: what
         # overrides it is not ready yet.
         features = torch.zeros(5, 4, 1)
         Compression.keep(
-            self, Views(features[1:, :, 0], None, (2, 2), features, features[0, :, 0], score_type=self.score)
+            self, Views(features[1:, :, 0], None, (2, 2), features, features[0, :, 0], score_type=self.saliency.score)
         )
 
     def __enter__(self) -> Compression:
@@ -211,9 +211,9 @@ class Compression:
 
         clock = Clock(base.device)
         with clock.phase("tower"):
-            encoded = [self._encode(base, visuals) for visuals in found]
+            encoded = [self.saliency.encode(base, visuals) for visuals in found]
         with clock.phase("selection"), torch.no_grad():
-            groups = [self._select(base, *pair, visuals) for pair, visuals in zip(encoded, found, strict=True)]
+            groups = [self._select(base, own) for own in encoded]
             on_host([group for own in groups for group in own])
             entries = [entries_of(own, visuals, own_mask) for own, visuals in zip(groups, found, strict=True)]
             kept = [torch.cat([entry.kept for entry in own]) for own in entries]
@@ -223,9 +223,9 @@ class Compression:
             places = [[order(entry) for entry in own] for own in entries]
         with clock.phase("projection"):
             outputs = {}
-            for visuals, (output, _), own in zip(found, encoded, places, strict=True):
-                features = visuals.adapter.kept(base, output, visuals.layouts, own)
-                outputs[visuals.adapter.modality] = visuals.adapter.output(features, output)
+            for visuals, tower, own in zip(found, encoded, places, strict=True):
+                features = visuals.adapter.kept(base, tower.output, visuals.layouts, own)
+                outputs[visuals.adapter.modality] = visuals.adapter.output(features, tower.output)
         settings = self.settings
         self.report = Report(settings.retention_ratio, settings.method, in_prompt_order(found, entries), clock)
 
@@ -265,61 +265,19 @@ class Compression:
             **settings.options,
         )
 
-    def _encode(self, base: Any, visuals: Visuals) -> tuple[Any, list[Tensor]]:
-        """What the encoder returns, and the rows that the tap read meanwhile."""
-        attention = self._attention(base)
-        read = tap.reader(self.score, visuals.adapter.cls_index)
-        with tap.record(attention, read) as recording:
-            encoded = visuals.adapter.encode(base, visuals.arguments)
-        if attention is not None and not recording.rows:
-            raise UnsupportedModelError(
-                f"layer {self.layer} of the vision tower must run when the tower does, got nothing from its tap."
-            )
-        return encoded, recording.rows
-
-    def _attention(self, base: Any) -> torch.nn.Module | None:
-        """What to tap; nothing where scores do not come from attention."""
-        return None if self.score == "similarity" else self.adapter.attention(base, self.layer)
-
-    def _scores(self, base: Any, encoded: Any, rows: list[Tensor], visuals: Visuals) -> Tensor:
-        """Scores (tokens,) of all views end to end, in the tower's order."""
-        if self.score != "similarity":
-            return visuals.adapter.all_scores(base, rows, visuals.layouts)
-        views = [view.float() for view in _features(base, encoded, visuals)]
-        return torch.cat([-torch.cosine_similarity(x, x.mean(-2, keepdim=True), dim=-1).flatten() for x in views])
-
-    def _select(self, base: Any, encoded: Any, rows: list[Tensor], visuals: Visuals) -> list[Group]:
+    def _select(self, base: Any, encoded: Encoded) -> list[Group]:
         """Select for all images, or videos, of one layout in one go."""
-        settings, layouts, adapter = self.settings, visuals.layouts, visuals.adapter
-        parts = _parts(self._scores(base, encoded, rows, visuals), visuals)
-        guidance = adapter.guidance(base, encoded, layouts)
-        features = None
-        if get_method(settings.method).needs_features:
-            if any(layout.thumbnail_grid != layout.token_grid for layout in layouts):
-                raise InputError(
-                    "method must be one that reads scores alone, since this model's thumbnail has a token grid of its "
-                    f"own, got {settings.method!r}, which compares features."
-                )
-            flat = torch.cat([view.flatten(0, -2) for view in _features(base, encoded, visuals)])
-            features = [torch.cat([first[None], others]) for first, others in _parts(flat, visuals)]
-        groups = []
-        for layout in dict.fromkeys(layouts):
-            members = [i for i, other in enumerate(layouts) if other is layout]
-            thumbnails, crops = (torch.stack(tensors) for tensors in zip(*(parts[i] for i in members), strict=True))
-            views = Views(
-                crops,
-                layout.valid,
-                layout.grid,
-                None if features is None else torch.stack([features[i] for i in members]),
-                thumbnails if layout.thumbnail else None,
-                layout.token_grid,
-                layout.lines,
-                self.score,
-                layout.thumbnail_grid,
-                None if guidance is None else torch.stack([guidance[i] for i in members]),
+        method, layouts = self.settings.method, encoded.visuals.layouts
+        with_features = get_method(method).needs_features
+        if with_features and any(layout.thumbnail_grid != layout.token_grid for layout in layouts):
+            raise InputError(
+                "method must be one that reads scores alone, since this model's thumbnail has a token grid of its own, got "
+                f"{method!r}, which compares features."
             )
-            groups.append(Group(layout, members, views, thumbnails, self.keep(views, layout.known_grid)))
-        return groups
+        return [
+            Group(layout, members, views, thumbnails, self.keep(views, layout.known_grid))
+            for layout, members, views, thumbnails in self.saliency.views(base, encoded, with_features)
+        ]
 
 
 @dataclass
@@ -330,18 +288,6 @@ class Short:
     prompt: ShortPrompt
     memory: Memory
     clock: Clock
-
-
-def _features(base: Any, encoded: Any, visuals: Visuals) -> list[Tensor]:
-    """Features (..., tokens, dim) of all views, in the tower's order."""
-    features = visuals.adapter.tower_features(base, encoded)
-    return features if isinstance(features, list) else [features]
-
-
-def _parts(tokens: Tensor, visuals: Visuals) -> list[tuple[Tensor, Tensor]]:
-    """Thumbnail and crops of each image, or pooled clip and frames of each video."""
-    images = tokens.split([layout.tower_tokens for layout in visuals.layouts])
-    return [visuals.adapter.parts(own, layout) for own, layout in zip(images, visuals.layouts, strict=True)]
 
 
 def _pad_token_id(model: Any) -> int:
