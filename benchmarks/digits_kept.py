@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training" / "mini"))
 
 from evaluation_set import questions_about
 from globalcom2 import Views, load_mini, select
-from globalcom2.compression import Compression, compress
-from globalcom2.intervals import Bootstrap, interval
-from globalcom2.machine import machine
-from globalcom2.methods import Method, register_method
-from globalcom2.selection import Keep
+from globalcom2.core.methods import Method, register_method
+from globalcom2.core.selection import Keep
+from globalcom2.hf.compression import Compression, compress
+from globalcom2.lab.intervals import Bootstrap, interval
+from globalcom2.lab.machine import machine
 from globalcom2.selectors import Ranking
 from scenes import TUNING_PHOTOS, Scene, scene
 from tower import PARTS, crop

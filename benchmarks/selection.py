@@ -14,8 +14,8 @@ import torch
 
 from globalcom2 import Views, list_methods, select
 from globalcom2.adapters.llava_next import LlavaNextAdapter
-from globalcom2.estimation import named_configs
-from globalcom2.machine import machine
+from globalcom2.lab.estimates import named_configs
+from globalcom2.lab.machine import machine
 
 RUNS, WIDTH = 200, 4096
 

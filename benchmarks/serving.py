@@ -23,9 +23,9 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import torch
 from vllm import LLM, SamplingParams, __version__
 
-from globalcom2.machine import machine
+from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.machine import machine
 from globalcom2.mini import EVALUATION_SET, FOLDER
-from globalcom2.questions import load_pictures
 
 AT_ONCE = 16
 

@@ -18,9 +18,9 @@ from rich.progress import Progress
 
 from globalcom2 import load_mini
 from globalcom2._version import __version__
-from globalcom2.evals import FULL, Journal, Setting, evaluate, journal_header
-from globalcom2.machine import machine
-from globalcom2.questions import load_pictures
+from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.evals import FULL, Journal, Setting, evaluate, journal_header
+from globalcom2.lab.machine import machine
 
 AXES: dict[str, tuple[Any, ...]] = {
     "score": ("logits", "attention", "mean_query", "received", "similarity"),

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from globalcom2.evals import label, markdown_table, percent
-from globalcom2.intervals import Bootstrap, interval
+from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.evals import label, markdown_table, percent
+from globalcom2.lab.intervals import Bootstrap, interval
 from globalcom2.mini import EVALUATION_SET
-from globalcom2.questions import load_pictures
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

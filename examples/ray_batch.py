@@ -27,7 +27,7 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from transformers import AutoProcessor
 
-from globalcom2.budget import check_ratio
+from globalcom2.core.budget import check_ratio
 from globalcom2.mini import FOLDER
 
 MINI = {"dtype": "float32", "max_model_len": 2048, "enforce_eager": True}

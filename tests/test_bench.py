@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from globalcom2 import bench, compress
-from globalcom2.estimation import estimate_costs
+from globalcom2 import compress
+from globalcom2.lab import bench
+from globalcom2.lab.estimates import estimate_costs
 from tiny import footprint
 
 PLAN = bench.Plan(image=(168, 168), text_tokens=6, new_tokens=2, rounds=2)

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from globalcom2 import InputError, UnsupportedModelError, apply, compress, remove
-from globalcom2.adapters import kept_places
-from globalcom2.compression import current
-from globalcom2.memory import CACHE
+from globalcom2.adapters.base import kept_places
+from globalcom2.hf.cache import CACHE
+from globalcom2.hf.compression import current
 from independent import cut_embeddings, one_row, reports_keep
 from tiny import footprint, picture
 

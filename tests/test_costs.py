@@ -12,7 +12,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from globalcom2.costs import masked_flops, prefill_flops, projector_flops, tower_flops
+from globalcom2.lab.costs import masked_flops, prefill_flops, projector_flops, tower_flops
 
 
 def counted(work) -> int:

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from families import FAMILIES
 from globalcom2 import InputError, compress
-from globalcom2.costs import projector_flops
-from globalcom2.estimation import estimate_costs, named_configs, paper_megabytes, parse_size, weight_bytes
+from globalcom2.lab.costs import projector_flops
+from globalcom2.lab.estimates import estimate_costs, named_configs, paper_megabytes, parse_size, weight_bytes
 from tiny import picture
 
 RATIOS = [1.0, 0.75, 0.5, 0.25, 0.1]

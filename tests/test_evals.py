@@ -12,14 +12,14 @@ import torch
 from pyarrow import parquet
 
 from globalcom2 import InputError, compress, load_mini
-from globalcom2.analysis import analyze_views
-from globalcom2.answers import answer_questions
 from globalcom2.cli import main
-from globalcom2.comparison import chat_prompt
-from globalcom2.evals import FULL, Journal, Setting, batches, evaluate, journal_header, markdown_table, settings_of
-from globalcom2.intervals import Bootstrap, interval
+from globalcom2.lab.analysis import analyze_views
+from globalcom2.lab.answers import answer_questions
+from globalcom2.lab.comparison import chat_prompt
+from globalcom2.lab.dataset import COLUMNS, Picture, Question, fingerprint, load_pictures
+from globalcom2.lab.evals import FULL, Journal, Setting, batches, evaluate, journal_header, markdown_table, settings_of
+from globalcom2.lab.intervals import Bootstrap, interval
 from globalcom2.mini import EVALUATION_SET
-from globalcom2.questions import COLUMNS, Picture, Question, fingerprint, load_pictures
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import subprocess
 
 import torch
 
-from globalcom2 import machine
+from globalcom2.lab import machine
 
 
 def git(folder, *arguments):

@@ -9,10 +9,10 @@ import torch
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from globalcom2 import compress, load_mini
-from globalcom2.comparison import chat_prompt
-from globalcom2.evals import evaluate, settings_of
+from globalcom2.lab.comparison import chat_prompt
+from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.evals import evaluate, settings_of
 from globalcom2.mini import DEMO_QUESTION, EVALUATION_SET, FOLDER, demo_picture
-from globalcom2.questions import load_pictures
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mini-eval.json"

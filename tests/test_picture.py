@@ -6,8 +6,8 @@ from PIL import Image
 
 from globalcom2 import compress, draw_picture
 from globalcom2.errors import DataError, InputError
-from globalcom2.images import open_image
-from globalcom2.picture import _greyed
+from globalcom2.lab.images import open_image
+from globalcom2.lab.picture import _greyed
 from tiny import picture
 
 

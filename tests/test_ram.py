@@ -7,14 +7,14 @@ import sys
 import pytest
 import torch
 
-from globalcom2 import ram
+from globalcom2.lab import memory as ram
 
 # In a process of its own: what other tests freed would serve these tensors.
 FAULTS = """
 import json, resource
 from pathlib import Path
 import torch
-from globalcom2 import ram
+from globalcom2.lab import memory as ram
 
 def faults(times):  # pages that the system gives to so many tensors of 120 MB, one after the other
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from globalcom2 import InputError, Views, list_methods, select
-from globalcom2.allocation import apportion, ranks
-from globalcom2.budget import check_ratio, keep_counts
+from globalcom2.core.allocation import apportion, ranks
+from globalcom2.core.budget import check_ratio, keep_counts
+from globalcom2.core.selection import budget_of
 from globalcom2.errors import DataError
-from globalcom2.selection import budget_of
 from globalcom2.selectors.globalcom2 import globalcom2
 
 METHODS = st.sampled_from(

@@ -10,9 +10,9 @@ from transformers.models.llama4.modeling_llama4 import pixel_shuffle
 
 from families import FAMILIES
 from globalcom2 import compress
+from globalcom2.adapters.families import load_adapter
 from globalcom2.adapters.tagged import block_means, grid_of
 from globalcom2.errors import InputError
-from globalcom2.families import load_adapter
 from tiny import picture
 
 NAMES = ["idefics3", "smolvlm", "llama4", "ovis2"]

@@ -10,8 +10,8 @@ from PIL import Image
 
 from families.internvl import aya_vision, cohere2_vision, got_ocr2, internvl, qianfan_ocr
 from globalcom2 import compress
+from globalcom2.adapters.families import load_adapter
 from globalcom2.errors import InputError, UnsupportedModelError
-from globalcom2.families import load_adapter
 from tiny import picture
 
 WIDE, TALL, SMALL = (240, 120), (112, 336), (50, 50)  # 1 x 2 crops, 3 x 1, one view

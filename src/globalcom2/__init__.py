@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING, Any
 from globalcom2._version import __version__
 
 if TYPE_CHECKING:
-    from globalcom2.compression import Compression, apply, compress, remove
+    from globalcom2.adapters.families import list_models
+    from globalcom2.core.methods import Method, list_methods, register_method
+    from globalcom2.core.selection import Keep, select
+    from globalcom2.core.views import Views
     from globalcom2.errors import GlobalCom2Error, InputError, UnsupportedModelError
-    from globalcom2.families import list_models
-    from globalcom2.methods import Method, list_methods, register_method
+    from globalcom2.hf.compression import Compression, apply, compress, remove
+    from globalcom2.hf.report import Report
+    from globalcom2.lab.picture import draw_picture
     from globalcom2.mini import load_mini
-    from globalcom2.picture import draw_picture
-    from globalcom2.report import Report
-    from globalcom2.selection import Keep, select
-    from globalcom2.views import Views
 
 _WHERE = {
-    "Compression": "compression",
+    "Compression": "hf.compression",
     "GlobalCom2Error": "errors",
     "InputError": "errors",
-    "Keep": "selection",
-    "Method": "methods",
-    "Report": "report",
+    "Keep": "core.selection",
+    "Method": "core.methods",
+    "Report": "hf.report",
     "UnsupportedModelError": "errors",
-    "Views": "views",
-    "apply": "compression",
-    "compress": "compression",
-    "draw_picture": "picture",
-    "list_methods": "methods",
-    "list_models": "families",
+    "Views": "core.views",
+    "apply": "hf.compression",
+    "compress": "hf.compression",
+    "draw_picture": "lab.picture",
+    "list_methods": "core.methods",
+    "list_models": "adapters.families",
     "load_mini": "mini",
-    "register_method": "methods",
-    "remove": "compression",
-    "select": "selection",
+    "register_method": "core.methods",
+    "remove": "hf.compression",
+    "select": "core.selection",
 }
 
 __all__ = [

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from globalcom2 import compress, load_mini
+from globalcom2.lab.dataset import load_pictures
 from globalcom2.mini import EVALUATION_SET, demo_picture
-from globalcom2.questions import load_pictures
 
 PICTURES = 50
 QUESTION = "<s><user><image>what number is on the orange triangle?<assistant>"

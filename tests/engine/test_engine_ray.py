@@ -20,8 +20,8 @@ import psutil
 from pyarrow import parquet
 
 from globalcom2 import compress, load_mini
+from globalcom2.lab.dataset import load_pictures
 from globalcom2.mini import EVALUATION_SET
-from globalcom2.questions import load_pictures
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_batch.py"
 ROWS, BATCH, TOKENS, DEFAULT = 96, 4, 8, 0.1

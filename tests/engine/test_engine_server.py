@@ -17,8 +17,8 @@ import engines
 import pytest
 from PIL import Image
 
+from globalcom2.lab.dataset import load_pictures
 from globalcom2.mini import DEMO_QUESTION, EVALUATION_SET, demo_picture
-from globalcom2.questions import load_pictures
 
 openai = pytest.importorskip("openai")
 assert engines  # skips the file where vLLM is not installed

@@ -12,8 +12,8 @@ from transformers.models.granite4_vision.modeling_granite4_vision import (
     Granite4VisionModel,
 )
 
-from globalcom2.adapters import Adapter, Layout, deepest_layer
 from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
+from globalcom2.adapters.base import Adapter, Layout, deepest_layer
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.errors import UnsupportedModelError
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
-from globalcom2.adapters import Adapter, Layout, layer_of
 from globalcom2.adapters.anyres import AnyresLayout, check_views, image_sizes, layout_of, packing_of
+from globalcom2.adapters.base import Adapter, Layout, layer_of
 from globalcom2.errors import UnsupportedModelError
 
 

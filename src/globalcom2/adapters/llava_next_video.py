@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoModel
 
-from globalcom2.adapters import Adapter
+from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.videos import VideosAdapter
 

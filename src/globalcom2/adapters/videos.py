@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from globalcom2.adapters import Adapter, Layout
 from globalcom2.adapters.anyres import check_strategy
+from globalcom2.adapters.base import Adapter, Layout
 from globalcom2.errors import InputError
 
 KERNEL_WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)

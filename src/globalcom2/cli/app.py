@@ -27,7 +27,7 @@ Attention = Annotated[str | None, typer.Option(help="eager, sdpa, flash_attentio
 
 def measured_with(network: Any) -> dict[str, Any]:
     """The command, a model's number format, and the machine, for a result."""
-    from globalcom2.machine import machine  # noqa: PLC0415
+    from globalcom2.lab.machine import machine  # noqa: PLC0415
 
     command = shlex.join(["globalcom2", *sys.argv[1:]])
     return {"command": command, "dtype": str(network.dtype).removeprefix("torch."), **machine(network.device)}

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from globalcom2.budget import check_ratio
 from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, notes
+from globalcom2.core.budget import check_ratio
+from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError
-from globalcom2.methods import parse_method
 
 
 @app.command()
@@ -47,13 +47,13 @@ def ask(
             f"--picture must be a .png, .pdf, .svg or .jpg file in an existing folder, got {str(picture)!r}."
         )
     with notes.status("Loading torch and transformers"):
-        from globalcom2.comparison import Asked, compare_answers  # noqa: PLC0415
-        from globalcom2.images import open_image  # noqa: PLC0415
+        from globalcom2.lab.comparison import Asked, compare_answers  # noqa: PLC0415
+        from globalcom2.lab.images import open_image  # noqa: PLC0415
         from globalcom2.mini import DEMO_PICTURE, DEMO_QUESTION  # noqa: PLC0415
 
         path = image if image is not None else DEMO_PICTURE
         loaded = open_image(path)
-        from globalcom2.loading import load_model  # noqa: PLC0415
+        from globalcom2.hf.loading import load_model  # noqa: PLC0415
     if model != "mini":
         notes.print(f"Loading {model}")
     network, processor = load_model(model, dtype, device, attn)

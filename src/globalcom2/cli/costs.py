@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from globalcom2.budget import check_ratio
 from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, measured_with, notes
+from globalcom2.core.budget import check_ratio
+from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError
-from globalcom2.methods import parse_method
 
 
 @app.command()
@@ -35,8 +35,8 @@ def estimate(
     """What an image costs at several ratios, in closed form, without weights."""
     ratios = [check_ratio(ratio) for ratio in retention or [1.0, 0.75, 0.5, 0.25, 0.1]]
     with notes.status("Loading torch and transformers"):
-        from globalcom2.estimation import estimate_costs, named_configs, parse_size, weight_bytes  # noqa: PLC0415
-        from globalcom2.loading import load_config  # noqa: PLC0415
+        from globalcom2.hf.loading import load_config  # noqa: PLC0415
+        from globalcom2.lab.estimates import estimate_costs, named_configs, parse_size, weight_bytes  # noqa: PLC0415
 
     size = parse_size(image)
     config = named_configs().get(model) or load_config(model, named_configs())
@@ -128,9 +128,9 @@ def bench(
     if compare not in (None, "eager"):
         raise InputError(f"--compare must be 'eager', got {compare!r}.")
     with notes.status("Loading torch and transformers"):
-        from globalcom2 import bench as benchmarking  # noqa: PLC0415
-        from globalcom2.estimation import named_configs, parse_size  # noqa: PLC0415
-        from globalcom2.loading import load_config, load_model, random_model  # noqa: PLC0415
+        from globalcom2.hf.loading import load_config, load_model, random_model  # noqa: PLC0415
+        from globalcom2.lab import bench as benchmarking  # noqa: PLC0415
+        from globalcom2.lab.estimates import named_configs, parse_size  # noqa: PLC0415
 
     size = None if image is None else parse_size(image)
     notes.print(f"Loading {model}")

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from globalcom2.adapters.families import get_family, list_models, markdown_tables
 from globalcom2.cli.app import Json, app
-from globalcom2.families import get_family, list_models, markdown_tables
-from globalcom2.methods import get_method, list_methods
+from globalcom2.core.methods import get_method, list_methods
 
 
 @app.command()

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from globalcom2._version import __version__
-from globalcom2.budget import check_ratio
 from globalcom2.cli.app import Attention, Debug, Device, Dtype, Json, app, measured_with, notes
+from globalcom2.core.budget import check_ratio
+from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError
-from globalcom2.methods import parse_method
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
 METHODS = (
@@ -73,7 +73,7 @@ def evaluation(
     _check_file("--out", out, (".json",))
     _check_file("--plot", plot, (".png", ".pdf", ".svg"))
     with notes.status("Loading torch and transformers"):
-        from globalcom2 import evals  # noqa: PLC0415
+        from globalcom2.lab import evals  # noqa: PLC0415
 
     shown, path = _load_set(dataset, pictures)
     network, processor = _load_model(model, dtype, device, attn)
@@ -94,7 +94,7 @@ def evaluation(
     result = {"model": model, "dataset": path, "pictures": len(shown), **measured_with(network), "runs": rows}
     _finish(result, out, partial, as_json)
     if plot is not None:
-        from globalcom2.plots import draw_eval  # noqa: PLC0415
+        from globalcom2.lab.plots import draw_eval  # noqa: PLC0415
 
         draw_eval(rows, plot)
     if not as_json:
@@ -119,7 +119,7 @@ def analyze(
     _check_file("--out", out, (".json",))
     _check_file("--plot", plot, (".png", ".pdf", ".svg"))
     with notes.status("Loading torch and transformers"):
-        from globalcom2 import analysis  # noqa: PLC0415
+        from globalcom2.lab import analysis  # noqa: PLC0415
 
     shown, path = _load_set(dataset, pictures)
     network, processor = _load_model(model, dtype, device, attn)
@@ -131,7 +131,7 @@ def analyze(
     result = {"model": model, "dataset": path, "pictures": len(shown), **measured_with(network), "runs": rows}
     _finish(result, out, None, as_json)
     if plot is not None:
-        from globalcom2.plots import draw_analysis  # noqa: PLC0415
+        from globalcom2.lab.plots import draw_analysis  # noqa: PLC0415
 
         draw_analysis(rows, plot)
     if not as_json:
@@ -144,15 +144,15 @@ def _check_file(name: str, path: Path | None, endings: tuple[str, ...]) -> None:
 
 
 def _load_set(dataset: Path | None, pictures: int | None) -> tuple[list[Any], str]:
+    from globalcom2.lab.dataset import load_pictures  # noqa: PLC0415
     from globalcom2.mini import EVALUATION_SET  # noqa: PLC0415
-    from globalcom2.questions import load_pictures  # noqa: PLC0415
 
     path = EVALUATION_SET if dataset is None else dataset
     return load_pictures(path, pictures), path.name
 
 
 def _load_model(model: str, dtype: str, device: str, attn: str | None) -> tuple[Any, Any]:
-    from globalcom2.loading import load_model  # noqa: PLC0415
+    from globalcom2.hf.loading import load_model  # noqa: PLC0415
 
     notes.print(f"Loading {model}")
     return load_model(model, dtype, device, attn)
@@ -174,7 +174,7 @@ def _finish(result: dict[str, Any], out: Path | None, partial: Path | None, as_j
 
 
 def _print_rows(result: dict[str, Any], heads: list[str], cells: Callable[[dict[str, Any]], list[str]]) -> None:
-    from globalcom2.evals import percent  # noqa: PLC0415
+    from globalcom2.lab.evals import percent  # noqa: PLC0415
 
     rows, console = result["runs"], Console()
     title = f"{result['model']} on {result['dataset']}: {result['pictures']} pictures, {rows[0]['questions']} questions"

@@ -1,21 +1,10 @@
-"""One file per algorithm: views in, a ranking out. No model, no budget arithmetic, nothing but tensors."""
+"""One file per algorithm: views in, a `Ranking` out. It imports `core` alone.
+
+No model, no budget arithmetic and no rounding live here; `core.allocation` makes every budget exact.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from globalcom2.core.ranking import Ranking
 
-from torch import Tensor
-
-
-class Ranking(NamedTuple):
-    """What a selector decides; `globalcom2.allocation` turns it into masks that meet the budget.
-
-    Shapes carry the leading batch axis of the views.
-    """
-
-    thumbnail: Tensor | None
-    """float (batch, tokens), higher is kept first; None for an image without a thumbnail."""
-    crops: Tensor
-    """float (batch, crops, tokens), higher is kept first within its crop."""
-    ratios: Tensor
-    """float64 (batch, crops): the fraction of its valid tokens that each crop should keep."""
+__all__ = ["Ranking"]

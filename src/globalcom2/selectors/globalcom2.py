@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from globalcom2.core.ranking import Ranking
+from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.selectors import Ranking
-from globalcom2.views import Views
 
 # Logit sums over a crop's share of the thumbnail differ by tens; softmaxed attention sums to at most one in a whole
 # view, so the paper's temperature would make every crop's share equal there.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from globalcom2.core.ranking import Ranking
+from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.selectors import Ranking
-from globalcom2.views import Views
 
 
 def random(views: Views, retention_ratio: float, *, seed: int = 0) -> Ranking:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from globalcom2.selectors import Ranking
-from globalcom2.views import Views
+from globalcom2.core.ranking import Ranking
+from globalcom2.core.views import Views
 
 
 def uniform(views: Views, retention_ratio: float) -> Ranking:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm.model_executor.models import llava, llava_next, llava_onevision
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from globalcom2.adapters import Layout
+from globalcom2.adapters.base import Layout
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.llava_onevision import LlavaOnevisionAdapter
 from globalcom2.integrations.vllm.kernel import ClsOfKernel

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globalcom2.adapters import Layout
+from globalcom2.adapters.base import Layout
+from globalcom2.core.selection import select
+from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.groups import places_of
+from globalcom2.hf.groups import places_of
 from globalcom2.integrations.vllm.options import MILLION, Options
 from globalcom2.integrations.vllm.processing import FIELD, Family
-from globalcom2.selection import select
-from globalcom2.views import Views
 
 
 class Watch:

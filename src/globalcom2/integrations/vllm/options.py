@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from globalcom2._version import __version__
-from globalcom2.budget import check_ratio
+from globalcom2.core.budget import check_ratio
+from globalcom2.core.methods import get_method
 from globalcom2.errors import InputError
-from globalcom2.methods import get_method
 
 RETENTION = "globalcom2_retention"
 """Of the engine, and of a request (in `mm_processor_kwargs`): the fraction of visual tokens to keep, in (0, 1]."""

@@ -7,11 +7,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from globalcom2.budget import check_ratio
+from globalcom2.core.budget import check_ratio
+from globalcom2.core.methods import get_method
 from globalcom2.errors import InputError
 from globalcom2.integrations.vllm import check_version
 from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION
-from globalcom2.methods import get_method
 from globalcom2.mini import FOLDER
 
 MINI = ("--served-model-name", "mini", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager")

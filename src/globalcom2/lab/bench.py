@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from globalcom2.compression import compress
-from globalcom2.estimation import estimate_costs, speedup
-from globalcom2.families import load_adapter
-from globalcom2.methods import parse_method
-from globalcom2.ram import PeakMemory, freed_memory_kept
+from globalcom2.adapters.families import load_adapter
+from globalcom2.core.methods import parse_method
+from globalcom2.hf.compression import compress
+from globalcom2.lab.estimates import estimate_costs, speedup
+from globalcom2.lab.memory import PeakMemory, freed_memory_kept
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globalcom2.adapters import Layout
-from globalcom2.report import ImageReport
-from globalcom2.selection import Keep, all_finite, require_finite
-from globalcom2.views import Views
-from globalcom2.visuals import Visuals
+from globalcom2.adapters.base import Layout
+from globalcom2.core.selection import Keep, all_finite, require_finite
+from globalcom2.core.views import Views
+from globalcom2.hf.report import ImageReport
+from globalcom2.hf.visuals import Visuals
 
 
 @dataclass

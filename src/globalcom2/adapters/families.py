@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from globalcom2.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from globalcom2.adapters import Adapter
+    from globalcom2.adapters.base import Adapter
 
 
 @dataclass(frozen=True)

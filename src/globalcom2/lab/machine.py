@@ -14,7 +14,7 @@ import transformers
 
 from globalcom2._version import __version__
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globalcom2.allocation import occupied_lines
-from globalcom2.compression import GRID_UNKNOWN, Compression, compress
-from globalcom2.evals import FULL, Outcome, answer_pictures, batches, summarize
-from globalcom2.methods import get_method
-from globalcom2.questions import Picture
-from globalcom2.selection import Keep
-from globalcom2.selectors import Ranking
-from globalcom2.views import Views
+from globalcom2.core.allocation import occupied_lines
+from globalcom2.core.methods import get_method
+from globalcom2.core.ranking import Ranking
+from globalcom2.core.selection import Keep
+from globalcom2.core.views import Views
+from globalcom2.hf.compression import GRID_UNKNOWN, Compression, compress
+from globalcom2.lab.dataset import Picture
+from globalcom2.lab.evals import FULL, Outcome, answer_pictures, batches, summarize
 
 
 class WholeViews(Compression):

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from globalcom2.comparison import chat_prompt
 from globalcom2.errors import InputError
-from globalcom2.memory import CACHE
-from globalcom2.prompt import ALIGNED
+from globalcom2.hf.cache import CACHE
+from globalcom2.hf.prompt import ALIGNED
+from globalcom2.lab.comparison import chat_prompt
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 

@@ -12,8 +12,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from globalcom2.adapters import Layout
-from globalcom2.selection import Keep
+from globalcom2.adapters.base import Layout
+from globalcom2.core.selection import Keep
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from globalcom2.errors import InputError
-from globalcom2.prompt import PIXELS, ShortPrompt, original_positions
+from globalcom2.hf.prompt import PIXELS, ShortPrompt, original_positions
 
 ATTRIBUTE = "_globalcom2_memory"
 CACHE = "cache" if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24) else "past_key_values"

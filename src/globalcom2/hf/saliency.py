@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from globalcom2.adapters import Adapter, Layout, tap
+from globalcom2.adapters import tap
+from globalcom2.adapters.base import Adapter, Layout
+from globalcom2.core.views import Views
 from globalcom2.errors import UnsupportedModelError
-from globalcom2.views import Views
-from globalcom2.visuals import Visuals
+from globalcom2.hf.visuals import Visuals
 
 
 @dataclass

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from globalcom2.errors import InputError
-from globalcom2.memory import CACHE, Memory, recall, remember, with_cache_named
+from globalcom2.hf.cache import CACHE, Memory, recall, remember, with_cache_named
 
 if TYPE_CHECKING:
-    from globalcom2.compression import Short
-    from globalcom2.patching import State
+    from globalcom2.hf.compression import Short
+    from globalcom2.hf.patching import State
 
 # Models whose generate is running here: their prompt is short already, so the forward hooks have nothing to do.
 running: ContextVar[frozenset[int]] = ContextVar("globalcom2_running", default=frozenset())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from globalcom2.budget import Budget
-from globalcom2.selectors import Ranking
+from globalcom2.core.budget import Budget
+from globalcom2.core.ranking import Ranking
 
 
 def apportion(totals: Tensor, weights: Tensor, floors: Tensor, caps: Tensor) -> Tensor:

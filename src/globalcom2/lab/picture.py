@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from globalcom2.errors import InputError
-from globalcom2.report import ImageReport
+from globalcom2.hf.report import ImageReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

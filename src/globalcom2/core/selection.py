@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globalcom2 import allocation
-from globalcom2.budget import Budget, check_ratio, keep_counts
+from globalcom2.core import allocation
+from globalcom2.core.budget import Budget, check_ratio, keep_counts
+from globalcom2.core.methods import check_options, get_method
+from globalcom2.core.ranking import Ranking
+from globalcom2.core.views import Views
 from globalcom2.errors import DataError, InputError
-from globalcom2.methods import check_options, get_method
-from globalcom2.selectors import Ranking
-from globalcom2.views import Views
 
 NEWLINES = ("counted", "all", "none")
 

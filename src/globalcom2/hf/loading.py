@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from globalcom2.adapters.families import get_family
 from globalcom2.errors import InputError, unknown_name
-from globalcom2.families import get_family
 from globalcom2.mini import FOLDER, load_mini
 
 MINI = "mini"

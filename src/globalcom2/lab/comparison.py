@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from globalcom2.compression import compress
-from globalcom2.costs import prefill_flops, tower_flops
+from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError
-from globalcom2.methods import parse_method
-from globalcom2.picture import draw_picture
+from globalcom2.hf.compression import compress
+from globalcom2.lab.costs import prefill_flops, tower_flops
+from globalcom2.lab.picture import draw_picture
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from globalcom2.evals import label
+from globalcom2.lab.evals import label
 
 COLORS = ("#c44e52", "#4c72b0", "#8c8c8c", "#55a868", "#dd8452", "#8172b3")
 

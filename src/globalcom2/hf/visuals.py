@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from globalcom2.adapters import Adapter, Layout
+from globalcom2.adapters.base import Adapter, Layout
 from globalcom2.errors import InputError
 
 EntryT = TypeVar("EntryT")

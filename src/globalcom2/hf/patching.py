@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 from globalcom2.adapters import tap
 from globalcom2.errors import UnsupportedModelError
-from globalcom2.generating import Expand, Generate, running
-from globalcom2.memory import CACHE, recall, remember, with_cache_named
-from globalcom2.prompt import PIXELS
+from globalcom2.hf.cache import CACHE, recall, remember, with_cache_named
+from globalcom2.hf.generating import Expand, Generate, running
+from globalcom2.hf.prompt import PIXELS
 
 if TYPE_CHECKING:
-    from globalcom2.compression import Compression
+    from globalcom2.hf.compression import Compression
 
 STATE = "_globalcom2"
 

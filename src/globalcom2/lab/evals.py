@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from globalcom2.answers import answer_questions
-from globalcom2.compression import compress
+from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError
-from globalcom2.intervals import Bootstrap, interval
-from globalcom2.methods import parse_method
-from globalcom2.questions import Picture, fingerprint
+from globalcom2.hf.compression import compress
+from globalcom2.lab.answers import answer_questions
+from globalcom2.lab.dataset import Picture, fingerprint
+from globalcom2.lab.intervals import Bootstrap, interval
 
 FULL = "all tokens"
 Block = Callable[[], AbstractContextManager[Any]]

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig
 
-from globalcom2 import costs
-from globalcom2.adapters import kept_places
-from globalcom2.budget import check_ratio
+from globalcom2.adapters.base import kept_places
+from globalcom2.adapters.families import load_adapter
+from globalcom2.core.budget import check_ratio
 from globalcom2.errors import InputError, unknown_name
-from globalcom2.families import load_adapter
-from globalcom2.images import check_size
+from globalcom2.lab import costs
+from globalcom2.lab.images import check_size
 
 CONVENTIONS = ("ours", "paper")
 

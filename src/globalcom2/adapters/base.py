@@ -1,0 +1,252 @@
+"""What a model family needs: where its scores, grid and packing come from. One file per family.
+
+This is the only place that knows the insides of transformers' models.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from globalcom2.core.budget import keep_counts
+from globalcom2.errors import InputError, UnsupportedModelError
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How one image's views become its run of placeholders. Follows from the image's size, so it is cached and shared.
+
+    Tensors live on the CPU; `slots` is copied to the features' device when it is used.
+    """
+
+    grid: tuple[int, int]
+    """(rows, cols) of the crops; (0, 0) for an image without crops."""
+    token_grid: tuple[int, int]
+    """(height, width) of a crop's tokens; the thumbnail's too unless `thumbnail_grid` says otherwise."""
+    valid: Tensor
+    """bool (crops, tokens)."""
+    lines: Tensor | None
+    """int (crops, tokens), see `Views.lines`."""
+    slots: Tensor
+    """int (placeholders,): what stands in each place of the image's run, as a position in [thumbnail | crops |
+    newlines] laid end to end, whatever their order in the run; -1 for a newline that ends no token and is always
+    dropped (strips of under one token's width)."""
+    known_grid: bool = True
+    """False where nothing tells how the crops lie: `grid` is (1, crops) then, and all crops get the same ratio."""
+    thumbnail_grid: tuple[int, int] = ()  # type: ignore[assignment]
+    """(height, width) of the thumbnail's tokens. Default: `token_grid`."""
+    thumbnail: bool = True
+    """False for a video: its pooled clip guides, but the language model reads frames alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "thumbnail_grid", self.thumbnail_grid or self.token_grid)
+
+    @property
+    def views(self) -> int:
+        """Passes of the vision tower."""
+        return self.thumbnail + self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per crop."""
+        return self.token_grid[0] * self.token_grid[1]
+
+    @property
+    def thumbnail_tokens(self) -> int:
+        """Tokens of the thumbnail, where there is one to keep."""
+        return self.thumbnail_grid[0] * self.thumbnail_grid[1] if self.thumbnail else 0
+
+    @property
+    def tower_tokens(self) -> int:
+        """Tokens of all views together, padding included."""
+        crops = self.grid[0] * self.grid[1]
+        return (self.views - crops) * self.thumbnail_tokens + crops * self.tokens
+
+    @property
+    def line_count(self) -> int:
+        """Newlines of lines that hold tokens."""
+        return 0 if self.lines is None or self.lines.numel() == 0 else int(self.lines.max()) + 1
+
+
+@lru_cache(maxsize=4096)
+def unpacked(
+    grid: tuple[int, int],
+    token_grid: tuple[int, int],
+    *,
+    thumbnail_last: bool,
+    known_grid: bool = True,
+    thumbnail_grid: tuple[int, int] | None = None,
+) -> Layout:
+    """The layout of whole views one after another, crops row by row, without newlines and padding."""
+    crops, tokens = grid[0] * grid[1], token_grid[0] * token_grid[1]
+    thumbnail_grid = thumbnail_grid or token_grid
+    thumbnail = thumbnail_grid[0] * thumbnail_grid[1]
+    places = torch.arange(thumbnail + crops * tokens)
+    return Layout(
+        grid=grid,
+        token_grid=token_grid,
+        valid=torch.ones(crops, tokens, dtype=torch.bool),
+        lines=None,
+        slots=places.roll(-thumbnail) if thumbnail_last else places,
+        known_grid=known_grid,
+        thumbnail_grid=thumbnail_grid,
+    )
+
+
+def stretches(prompt: Tensor, token: int) -> Iterator[tuple[bool, Tensor]]:
+    """The prompt's stretches of that token (True) and of others (False), in order; ids (length,) on the host."""
+    kinds, lengths = torch.unique_consecutive(prompt == token, return_counts=True)
+    return zip(kinds.tolist(), prompt.split(lengths.tolist()), strict=True)
+
+
+def layer_of(layers: Sequence[nn.Module], layer: int) -> nn.Module:
+    """`layers[layer]`, which may be negative.
+
+    Raises:
+        InputError: There is no such layer.
+    """
+    if not -len(layers) <= layer < len(layers):
+        raise InputError(f"layer must be in [{-len(layers)}, {len(layers) - 1}] for this vision tower, got {layer}.")
+    return layers[layer]
+
+
+def deepest_layer(states: int | Sequence[int], count: int) -> int:
+    """The layer, counted from the end, whose output is the deepest of some hidden states.
+
+    Args:
+        states: Indices of transformers' `hidden_states`, of which the first is the embeddings; may be negative.
+        count: Layers of the tower.
+    """
+    states = [states] if isinstance(states, int) else states
+    return max(state if state < 0 else state - count - 1 for state in states)
+
+
+def kept_places(
+    layout: Layout, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0
+) -> int:
+    """Visual tokens that an image of this layout keeps, newlines included: known before the tower runs."""
+    if retention_ratio == 1.0:
+        return len(layout.slots)
+    counted = 0 if newlines == "all" else layout.line_count
+    valid = int(layout.valid.sum())
+    budget = keep_counts(retention_ratio, layout.thumbnail_tokens, valid, counted, thumbnail_weight)
+    if newlines == "none":
+        return budget.thumbnail + min(budget.crops, valid)
+    return budget.total + layout.line_count - counted
+
+
+class Adapter(ABC):
+    """Glue to one model family. Stateless; `base` is the model that has `get_image_features`."""
+
+    modality: str = "image"
+    """Names the placeholder (`image_token_id`), the encoder (`get_image_features`) and where its output goes."""
+    pixels: str = "pixel_values"
+    """The call's keyword argument that the encoder reads."""
+    cls_index: int | None = 0
+    """Where the [CLS] token stands in the tower's sequence; None for a tower without one."""
+    default_score: str = "logits"
+    """What saliency is unless the caller says otherwise."""
+    projects_kept_only: bool = False
+    """Whether the projector runs after selection, on the tokens that stay."""
+
+    @abstractmethod
+    def check(self, base: Any) -> None:
+        """Raise `UnsupportedModelError` for a configuration that this adapter cannot handle."""
+
+    @abstractmethod
+    def attention(self, base: Any, layer: int) -> nn.Module:
+        """The attention module of the tower's layer `layer` (may be negative)."""
+
+    def default_layer(self, base: Any) -> int:
+        """The layer to read scores in unless the caller says otherwise: the deepest whose output is among the features.
+
+        Layers after it have no say in what the language model reads, and vLLM does not build them.
+        """
+        states = getattr(base.config, "vision_feature_layer", -1)
+        return deepest_layer(states, base.config.vision_config.num_hidden_layers) if states != -1 else -1
+
+    @abstractmethod
+    def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:
+        """One layout per image, in prompt order; from sizes and tags where these tell everything.
+
+        Args:
+            base: The model that has `get_image_features`.
+            call: The keyword arguments of the model's call, `input_ids` on the host.
+        """
+
+    def layout(self, config: Any, height: int, width: int) -> Layout:
+        """The layout of an image of that size in px, where it follows from the model's configuration alone."""
+        raise UnsupportedModelError(
+            f"how {config.model_type} cuts an image is the processor's affair, so costs cannot be estimated from the "
+            f"configuration, for {width}x{height} px. Use a llava_next model for that."
+        )
+
+    def scores(self, base: Any, rows: Tensor) -> Tensor:
+        """Scores (views, tokens) of the tokens that the language model reads, from tapped rows (views, sequence)."""
+        cls = self.cls_index
+        return rows if cls is None else torch.cat([rows[:, :cls], rows[:, cls:][:, 1:]], 1)
+
+    def all_scores(self, base: Any, rows: list[Tensor], layouts: list[Layout]) -> Tensor:
+        """`scores` of all views end to end, (tokens,), from the rows that each pass of the tower left."""
+        return self.scores(base, torch.cat(rows)).flatten()
+
+    def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Thumbnail (tokens, ...) and crops (crops, tokens, ...) of one image's tokens, in the tower's order."""
+        views = self.arrange(tokens.unflatten(0, (layout.views, layout.tokens)), layout)
+        return views[0], views[1:]
+
+    def arrange(self, views: Tensor, layout: Layout) -> Tensor:
+        """What belongs to one image's views, (views, tokens, ...) in the tower's order, with the thumbnail first."""
+        return views
+
+    def guidance(self, base: Any, encoded: Any, layouts: list[Layout]) -> list[Tensor] | None:
+        """Per video, `Views.guidance`; None where thumbnails guide."""
+        return None
+
+    def videos(self) -> Adapter | None:
+        """The adapter of the family's videos; None where they are not compressed."""
+        return None
+
+    def encode_arguments(self, base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The part of a call's keyword arguments that the encoder takes."""
+        names = inspect.signature(getattr(base, f"get_{self.modality}_features")).parameters
+        return {name: inputs[name] for name in names if name != "kwargs" and name in inputs}
+
+    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
+        """Run the vision tower once. Whether the result is projected and packed already is the adapter's affair."""
+        return getattr(base, f"get_{self.modality}_features")(**arguments, return_dict=True)
+
+    def tower_features(self, base: Any, encoded: Any) -> Tensor | list[Tensor]:
+        """Features (views, tokens, dim) to compare tokens by, in the tower's order: one per token that can be kept.
+
+        Where views differ in size, a list of one (tokens, dim) per view.
+        """
+        raise NotImplementedError
+
+    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+        """Features (kept, dim) as the language model reads them.
+
+        Args:
+            base: The model that has `get_image_features`.
+            encoded: What `encode` returned.
+            layouts: One per image.
+            places: Per image, on the host, the places of its run that stay, in the order in which they are to be read.
+        """
+        packed = zip(encoded.pooler_output, places, strict=True)
+        return torch.cat([features[kept.to(features.device, non_blocking=True)] for features, kept in packed])
+
+    def output(self, features: Tensor, encoded: Any) -> Any:
+        """`features` (kept, dim) in the container that the model's forward expects of its encoder.
+
+        A list of one item, or a tensor with a batch of one, whichever the model's own code has. `encoded` is what
+        `encode` returned, for what else the forward reads from it.
+        """
+        return BaseModelOutputWithPooling(pooler_output=[features])
