@@ -11,8 +11,8 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 from families import llava
 from globalcom2 import InputError, UnsupportedModelError, compress
 from globalcom2.adapters.anyres import layout_of, packing_of
-from globalcom2.adapters.base import kept_places
 from globalcom2.adapters.llava_onevision import LlavaOnevisionAdapter
+from globalcom2.core.layout import kept_places
 from independent import cut_call, reports_keep
 from tiny import llava_next, picture
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from globalcom2 import InputError, UnsupportedModelError, apply, compress, remove
-from globalcom2.adapters.base import kept_places
+from globalcom2.core.layout import kept_places
 from globalcom2.hf.cache import CACHE
 from globalcom2.hf.compression import current
 from independent import cut_embeddings, one_row, reports_keep

@@ -9,9 +9,9 @@ from transformers import AttentionInterface
 
 from families import FAMILIES
 from globalcom2 import Views, compress, draw_picture, select
-from globalcom2.adapters.base import kept_places, unpacked
 from globalcom2.adapters.families import load_adapter
 from globalcom2.adapters.tagged import block_means
+from globalcom2.core.layout import kept_places, unpacked
 from globalcom2.errors import InputError, UnsupportedModelError
 from globalcom2.selectors.globalcom2 import globalcom2
 from tiny import picture

@@ -9,8 +9,8 @@ import torch
 
 from families import llava
 from globalcom2 import InputError, Views, compress, draw_picture, select
-from globalcom2.adapters.base import kept_places
 from globalcom2.adapters.videos import unlikeness
+from globalcom2.core.layout import kept_places
 from independent import cut_call, reports_keep
 from tiny import VIEW, footprint, picture
 

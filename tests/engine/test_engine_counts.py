@@ -22,7 +22,7 @@ from vllm.multimodal.processing import InputProcessingContext, PromptReplacement
 
 from families.internvl import internvl
 from families.tagged import idefics3, smolvlm
-from globalcom2.adapters.base import kept_places
+from globalcom2.core.layout import kept_places
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.integrations.vllm import anyres, tagged
 from globalcom2.integrations.vllm import internvl as plugin

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from globalcom2.adapters.base import Layout
+from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError
 
 THUMBNAIL, CROP, NEWLINE = 0.0, 1.0, 2.0

@@ -8,97 +8,14 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from globalcom2.core.budget import keep_counts
+from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError, UnsupportedModelError
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """How one image's views become its run of placeholders. Follows from the image's size, so it is cached and shared.
-
-    Tensors live on the CPU; `slots` is copied to the features' device when it is used.
-    """
-
-    grid: tuple[int, int]
-    """(rows, cols) of the crops; (0, 0) for an image without crops."""
-    token_grid: tuple[int, int]
-    """(height, width) of a crop's tokens; the thumbnail's too unless `thumbnail_grid` says otherwise."""
-    valid: Tensor
-    """bool (crops, tokens)."""
-    lines: Tensor | None
-    """int (crops, tokens), see `Views.lines`."""
-    slots: Tensor
-    """int (placeholders,): what stands in each place of the image's run, as a position in [thumbnail | crops |
-    newlines] laid end to end, whatever their order in the run; -1 for a newline that ends no token and is always
-    dropped (strips of under one token's width)."""
-    known_grid: bool = True
-    """False where nothing tells how the crops lie: `grid` is (1, crops) then, and all crops get the same ratio."""
-    thumbnail_grid: tuple[int, int] = ()  # type: ignore[assignment]
-    """(height, width) of the thumbnail's tokens. Default: `token_grid`."""
-    thumbnail: bool = True
-    """False for a video: its pooled clip guides, but the language model reads frames alone."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "thumbnail_grid", self.thumbnail_grid or self.token_grid)
-
-    @property
-    def views(self) -> int:
-        """Passes of the vision tower."""
-        return self.thumbnail + self.grid[0] * self.grid[1]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per crop."""
-        return self.token_grid[0] * self.token_grid[1]
-
-    @property
-    def thumbnail_tokens(self) -> int:
-        """Tokens of the thumbnail, where there is one to keep."""
-        return self.thumbnail_grid[0] * self.thumbnail_grid[1] if self.thumbnail else 0
-
-    @property
-    def tower_tokens(self) -> int:
-        """Tokens of all views together, padding included."""
-        crops = self.grid[0] * self.grid[1]
-        return (self.views - crops) * self.thumbnail_tokens + crops * self.tokens
-
-    @property
-    def line_count(self) -> int:
-        """Newlines of lines that hold tokens."""
-        return 0 if self.lines is None or self.lines.numel() == 0 else int(self.lines.max()) + 1
-
-
-@lru_cache(maxsize=4096)
-def unpacked(
-    grid: tuple[int, int],
-    token_grid: tuple[int, int],
-    *,
-    thumbnail_last: bool,
-    known_grid: bool = True,
-    thumbnail_grid: tuple[int, int] | None = None,
-) -> Layout:
-    """The layout of whole views one after another, crops row by row, without newlines and padding."""
-    crops, tokens = grid[0] * grid[1], token_grid[0] * token_grid[1]
-    thumbnail_grid = thumbnail_grid or token_grid
-    thumbnail = thumbnail_grid[0] * thumbnail_grid[1]
-    places = torch.arange(thumbnail + crops * tokens)
-    return Layout(
-        grid=grid,
-        token_grid=token_grid,
-        valid=torch.ones(crops, tokens, dtype=torch.bool),
-        lines=None,
-        slots=places.roll(-thumbnail) if thumbnail_last else places,
-        known_grid=known_grid,
-        thumbnail_grid=thumbnail_grid,
-    )
 
 
 def stretches(prompt: Tensor, token: int) -> Iterator[tuple[bool, Tensor]]:
@@ -127,20 +44,6 @@ def deepest_layer(states: int | Sequence[int], count: int) -> int:
     """
     states = [states] if isinstance(states, int) else states
     return max(state if state < 0 else state - count - 1 for state in states)
-
-
-def kept_places(
-    layout: Layout, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0
-) -> int:
-    """Visual tokens that an image of this layout keeps, newlines included: known before the tower runs."""
-    if retention_ratio == 1.0:
-        return len(layout.slots)
-    counted = 0 if newlines == "all" else layout.line_count
-    valid = int(layout.valid.sum())
-    budget = keep_counts(retention_ratio, layout.thumbnail_tokens, valid, counted, thumbnail_weight)
-    if newlines == "none":
-        return budget.thumbnail + min(budget.crops, valid)
-    return budget.total + layout.line_count - counted
 
 
 class Adapter(ABC):

@@ -13,8 +13,9 @@ from transformers.models.granite4_vision.modeling_granite4_vision import (
 )
 
 from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
-from globalcom2.adapters.base import Adapter, Layout, deepest_layer
+from globalcom2.adapters.base import Adapter, deepest_layer
 from globalcom2.adapters.llava_next import LlavaNextAdapter
+from globalcom2.core.layout import Layout
 from globalcom2.errors import UnsupportedModelError
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from globalcom2.adapters.anyres import AnyresLayout, check_views, image_sizes, layout_of, packing_of
-from globalcom2.adapters.base import Adapter, Layout, layer_of
+from globalcom2.adapters.base import Adapter, layer_of
+from globalcom2.core.layout import Layout
 from globalcom2.errors import UnsupportedModelError
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
-from globalcom2.adapters.base import Adapter, Layout
+from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.videos import VideosAdapter
+from globalcom2.core.layout import Layout
 from globalcom2.errors import GlobalCom2Error, InputError, UnsupportedModelError
 
 

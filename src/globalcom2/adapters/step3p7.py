@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from globalcom2.adapters.base import Layout
 from globalcom2.adapters.tagged import Gaps, Grid, Size, by_image, grid_of_lines
 from globalcom2.adapters.unequal import UnequalAdapter
+from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError
 
 

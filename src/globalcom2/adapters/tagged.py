@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from globalcom2.adapters.base import Adapter, Layout, layer_of, stretches, unpacked
+from globalcom2.adapters.base import Adapter, layer_of, stretches
+from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import InputError, UnsupportedModelError
 
 Gaps = list[list[int]]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from globalcom2.adapters.base import Adapter, Layout, layer_of, stretches, unpacked
+from globalcom2.adapters.base import Adapter, layer_of, stretches
 from globalcom2.adapters.grids import match_grids
+from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import InputError, UnsupportedModelError
 
 Run = tuple[int, list[int]]

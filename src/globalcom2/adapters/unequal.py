@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globalcom2.adapters.base import Layout
 from globalcom2.adapters.tagged import Size, TaggedAdapter, block_means
+from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError
 
 

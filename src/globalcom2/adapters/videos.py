@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from globalcom2.adapters.anyres import check_strategy
-from globalcom2.adapters.base import Adapter, Layout
+from globalcom2.adapters.base import Adapter
+from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError
 
 KERNEL_WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from globalcom2.core import allocation
-from globalcom2.core.budget import Budget, check_ratio, keep_counts
+from globalcom2.core.budget import Budget, check_ratio, image_budget
 from globalcom2.core.methods import check_options, get_method
 from globalcom2.core.ranking import Ranking
 from globalcom2.core.views import Views
@@ -35,8 +35,7 @@ class Keep:
 def budget_of(views: Views, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0) -> Budget:
     """The exact budget of one image: from shapes, `valid` and the ratio only."""
     thumbnail = 0 if views.thumbnail_scores is None else views.thumbnail_tokens
-    lines = 0 if newlines == "all" else views.line_count
-    return keep_counts(retention_ratio, thumbnail, views.valid_count, lines, thumbnail_weight)
+    return image_budget(retention_ratio, thumbnail, views.valid_count, views.line_count, newlines, thumbnail_weight)
 
 
 @torch.no_grad()
@@ -104,8 +103,7 @@ def select(
     elif lines is None or newlines == "all" or views.line_count == 0:
         thumbnail, crops = allocation.exact(ranking, budget_of(views, ratio, "all", thumbnail_weight), valid)
     elif newlines == "none":
-        budget = budget_of(views, ratio, newlines, thumbnail_weight)
-        thumbnail, crops = allocation.exact(ranking, budget._replace(crops=min(budget.crops, views.valid_count)), valid)
+        thumbnail, crops = allocation.exact(ranking, budget_of(views, ratio, newlines, thumbnail_weight), valid)
         kept_newlines = torch.zeros(batch, views.line_count, dtype=torch.bool, device=valid.device)
     else:
         budget = budget_of(views, ratio, newlines, thumbnail_weight)

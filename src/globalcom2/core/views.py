@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from globalcom2.core.layout import Layout, count_lines
+from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.errors import InputError
-
-SCORE_TYPES = ("logits", "attention", "mean_query", "received", "similarity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +102,41 @@ class Views:
             if not torch.equal(on_line, valid) or not self.lines[on_line].bincount().all():
                 raise InputError("lines must be -1 on padding and number the other tokens' lines from 0 without gaps.")
 
+    @classmethod
+    def of(
+        cls,
+        layout: Layout,
+        thumbnail: Tensor,
+        crops: Tensor,
+        score_type: str,
+        *,
+        features: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Views:
+        """Views of images of one layout.
+
+        Args:
+            layout: What the images share.
+            thumbnail: Scores (batch, tokens) of the thumbnail, or of what stands in its place; not used where the layout
+                has no thumbnail.
+            crops: Scores (batch, crops, tokens).
+            score_type: What the scores are.
+            features: See `Views`.
+            guidance: See `Views`.
+        """
+        return cls(
+            scores=crops,
+            valid=layout.valid,
+            grid=layout.grid,
+            features=features,
+            thumbnail_scores=thumbnail if layout.thumbnail else None,
+            token_grid=layout.token_grid,
+            lines=layout.lines,
+            score_type=score_type,
+            thumbnail_grid=layout.thumbnail_grid,
+            guidance=guidance,
+        )
+
     @property
     def crops(self) -> int:
         """Number of crops."""
@@ -133,7 +168,7 @@ class Views:
     @cached_property
     def line_count(self) -> int:
         """Newlines of the packed crops."""
-        return 0 if self.lines is None or self.lines.numel() == 0 else int(self.lines.max()) + 1
+        return count_lines(self.lines)
 
 
 def _is_size(value: object) -> bool:

@@ -13,17 +13,18 @@ from torch import Tensor
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.families import load_adapter
 from globalcom2.core.budget import check_ratio
+from globalcom2.core.groups import Group, on_host
 from globalcom2.core.methods import check_options, get_method
+from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.core.selection import NEWLINES, Keep, check_thumbnail_weight, select
-from globalcom2.core.views import SCORE_TYPES, Views
+from globalcom2.core.views import Views
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.hf import patching
 from globalcom2.hf.cache import Memory, memory_of_call
-from globalcom2.hf.groups import Group, best_first, entries_of, on_host, raster
 from globalcom2.hf.prompt import ALIGNED, ShortPrompt, shorten
-from globalcom2.hf.report import Clock, Report
+from globalcom2.hf.report import Clock, Report, best_first, raster
 from globalcom2.hf.saliency import Encoded, Saliency
-from globalcom2.hf.visuals import in_prompt_order, visuals_of_call, wanted_tokens
+from globalcom2.hf.visuals import entries_of, in_prompt_order, visuals_of_call, wanted_tokens
 
 GRID_UNKNOWN = (
     "globalcom2: an image is too uniform or too regular to tell how its crops lie, and the call does not say; its crops "

@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from globalcom2.adapters.base import Layout
+from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep
 
 
@@ -159,3 +159,20 @@ class Clock:
             return {name: stop - start for name, (start, stop) in self._marks.items()}
         torch.cuda.synchronize(self.device)
         return {name: start.elapsed_time(stop) / 1000 for name, (start, stop) in self._marks.items()}
+
+
+def raster(image: ImageReport) -> Tensor:
+    """Kept places of one image, in the order of the full prompt."""
+    return image.kept.nonzero().flatten()
+
+
+def best_first(image: ImageReport) -> Tensor:
+    """Kept places of one image, those of the thumbnail ordered by score as the published code does."""
+    slots, tokens = image.layout.slots, image.layout.thumbnail_tokens
+    place = torch.arange(len(slots))
+    in_thumbnail = (slots >= 0) & (slots < tokens)
+    thumbnail = place[in_thumbnail]
+    best = thumbnail[image.thumbnail_scores.cpu()[slots[thumbnail]].argsort(descending=True, stable=True)]
+    # The thumbnail's stretch of the run stays where it is and is filled best first.
+    order = place.masked_scatter(in_thumbnail, best)
+    return order[image.kept[order]]

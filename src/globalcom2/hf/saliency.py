@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from globalcom2.adapters import tap
-from globalcom2.adapters.base import Adapter, Layout
+from globalcom2.adapters.base import Adapter
+from globalcom2.core.layout import Layout
+from globalcom2.core.scores import similarity
 from globalcom2.core.views import Views
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.hf.visuals import Visuals
@@ -72,17 +74,13 @@ class Saliency:
         for layout in dict.fromkeys(visuals.layouts):
             members = [i for i, other in enumerate(visuals.layouts) if other is layout]
             thumbnails, crops = (torch.stack(tensors) for tensors in zip(*(parts[i] for i in members), strict=True))
-            views = Views(
+            views = Views.of(
+                layout,
+                thumbnails,
                 crops,
-                layout.valid,
-                layout.grid,
-                None if features is None else torch.stack([features[i] for i in members]),
-                thumbnails if layout.thumbnail else None,
-                layout.token_grid,
-                layout.lines,
                 self.score,
-                layout.thumbnail_grid,
-                None if guidance is None else torch.stack([guidance[i] for i in members]),
+                features=None if features is None else torch.stack([features[i] for i in members]),
+                guidance=None if guidance is None else torch.stack([guidance[i] for i in members]),
             )
             yield layout, members, views, thumbnails
 
@@ -91,8 +89,7 @@ class Saliency:
         visuals = encoded.visuals
         if self.score != "similarity":
             return visuals.adapter.all_scores(base, encoded.rows, visuals.layouts)
-        views = [view.float() for view in _features(base, encoded)]
-        return torch.cat([-torch.cosine_similarity(x, x.mean(-2, keepdim=True), dim=-1).flatten() for x in views])
+        return torch.cat([similarity(view).flatten() for view in _features(base, encoded)])
 
 
 def _features(base: Any, encoded: Encoded) -> list[Tensor]:

@@ -10,8 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from globalcom2.adapters.base import Adapter, Layout
+from globalcom2.adapters.base import Adapter
+from globalcom2.core.groups import Group, places_of
+from globalcom2.core.layout import Layout
+from globalcom2.core.selection import Keep
 from globalcom2.errors import InputError
+from globalcom2.hf.report import ImageReport
 
 EntryT = TypeVar("EntryT")
 
@@ -77,6 +81,21 @@ def wanted_tokens(ids: Tensor, found: list[Visuals], kept: list[Tensor]) -> Tens
     for visuals, stays in zip(found, kept, strict=True):
         wanted = wanted.masked_scatter(visuals.placeholder, stays)
     return wanted
+
+
+def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> list[ImageReport]:
+    """What stays of each image or video, in prompt order. A place that the caller's mask hides is dropped."""
+    shown = visuals.shown(mask)
+    entries: dict[int, ImageReport] = {}
+    for group in groups:
+        kept = places_of(group.keep, group.layout)
+        for n, i in enumerate(group.members):
+            seen = kept[n] if shown is None else kept[n] & shown[i]
+            own = Keep(*(tensor[n] for tensor in group.masks))
+            entries[i] = ImageReport(
+                visuals.rows[i], group.layout, own, group.thumbnails[n], seen, visuals.adapter.modality
+            )
+    return [entries[i] for i in range(len(visuals.layouts))]
 
 
 def in_prompt_order(found: list[Visuals], entries: list[list[EntryT]]) -> list[EntryT]:

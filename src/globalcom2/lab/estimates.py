@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig
 
-from globalcom2.adapters.base import kept_places
 from globalcom2.adapters.families import load_adapter
 from globalcom2.core.budget import check_ratio
+from globalcom2.core.layout import kept_places
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.lab import costs
 from globalcom2.lab.images import check_size

@@ -11,11 +11,12 @@ from torch import Tensor
 from vllm.model_executor.models import llava, llava_next, llava_onevision
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from globalcom2.adapters.base import Layout
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.llava_onevision import LlavaOnevisionAdapter
+from globalcom2.core.layout import Layout
+from globalcom2.core.scores import similarity
 from globalcom2.integrations.vllm.kernel import ClsOfKernel
-from globalcom2.integrations.vllm.model import ShortModel, similarity
+from globalcom2.integrations.vllm.model import ShortModel
 from globalcom2.integrations.vllm.processing import Family, ShortInfo, ShortProcessor, as_base
 
 

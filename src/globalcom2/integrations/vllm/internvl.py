@@ -16,7 +16,7 @@ from vllm.model_executor.models import interns1, internvl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.transformers_utils.processors.internvl import calculate_internvl_targets
 
-from globalcom2.adapters.base import Layout, unpacked
+from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.integrations.vllm.kernel import ClsOfKernel
 from globalcom2.integrations.vllm.processing import Family, ShortInfo, ShortProcessor

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globalcom2.adapters.base import Layout
+from globalcom2.core.groups import places_of
+from globalcom2.core.layout import Layout
 from globalcom2.core.selection import select
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.hf.groups import places_of
 from globalcom2.integrations.vllm.options import MILLION, Options
 from globalcom2.integrations.vllm.processing import FIELD, Family
 
@@ -152,25 +152,10 @@ class ShortModel:
 
     def _places(self, stacked: Tensor, layout: Layout, ratio: float) -> Tensor:
         """Which places of the run stay, bool (images, places)."""
-        views = Views(
-            stacked[:, 1:],
-            layout.valid,
-            layout.grid,
-            None,
-            stacked[:, 0],
-            layout.token_grid,
-            layout.lines,
-            self.saliency,
-        )
+        views = Views.of(layout, stacked[:, 0], stacked[:, 1:], self.saliency)
         return places_of(select(views, ratio, self.options.method, check=False), layout)
 
 
 def indices(mask: Tensor, device: torch.device) -> Tensor:
     """Where a mask on the host is true, for the device."""
     return mask.nonzero().flatten().to(device, non_blocking=True)
-
-
-def similarity(features: Tensor) -> Tensor:
-    """Minus the cosine of each token to the mean of its view, (views, tokens)."""
-    features = features.float()
-    return -torch.cosine_similarity(features, features.mean(1, keepdim=True), dim=-1)

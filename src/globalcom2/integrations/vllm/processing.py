@@ -14,7 +14,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems
 from vllm.multimodal.processing import PromptUpdateDetails
 
-from globalcom2.adapters.base import Layout, kept_places
+from globalcom2.core.layout import Layout, kept_places
 from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.integrations.vllm.metrics import count_tokens
 from globalcom2.integrations.vllm.options import MILLION, RETENTION, Options, without_ratio

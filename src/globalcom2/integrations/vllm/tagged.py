@@ -16,8 +16,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails, cached_encode
 
-from globalcom2.adapters.base import Layout, unpacked
-from globalcom2.integrations.vllm.model import ShortModel, indices, similarity
+from globalcom2.core.layout import Layout, unpacked
+from globalcom2.core.scores import similarity
+from globalcom2.integrations.vllm.model import ShortModel, indices
 from globalcom2.integrations.vllm.processing import FIELD, Family, ShortInfo, ShortProcessor
 
 SPAN = "globalcom2_span"
