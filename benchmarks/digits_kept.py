@@ -28,7 +28,7 @@ from evaluation_set import questions_about
 from globalcom2 import Views, load_mini, select
 from globalcom2.core.methods import Method, register_method
 from globalcom2.core.selection import Keep
-from globalcom2.hf.compression import Compression, compress
+from globalcom2.hf.compression import Compression, choose_tokens, compress
 from globalcom2.lab.intervals import Bootstrap, interval
 from globalcom2.lab.machine import machine
 from globalcom2.selectors import Ranking
@@ -71,15 +71,15 @@ class Picture(NamedTuple):
     """Tags or lines whose number is asked for."""
 
 
-class Watching(Compression):
-    """Remembers the views of its last call."""
+def watching(model: Any, layer: int | None) -> tuple[Compression, list[Views]]:
+    """A compression at that layer, and a list to which each call appends the views that it saw."""
+    settings, seen = compress(model, 0.5, layer=layer).settings, []
 
-    views: Views
+    def choose(views: Views, known_grid: bool) -> Keep:
+        seen.append(views)
+        return choose_tokens(settings, views, known_grid)
 
-    def keep(self, views: Views, known_grid: bool = True) -> Keep:
-        """As ever."""
-        self.views = views
-        return super().keep(views, known_grid)
+    return Compression(model, settings, choose), seen
 
 
 def told(views: Views, retention_ratio: float, *, things: Tensor) -> Ranking:
@@ -98,7 +98,7 @@ def asked_about(shown: Scene, questions: list[tuple[str, str, str]]) -> list[int
 def pictures(count: int) -> list[Picture]:
     """The tuning set's first pictures, through the vision tower."""
     model, processor = load_mini()
-    watching = {layer: Watching(model, compress(model, 0.5, layer=layer).settings) for layer in (None, -1)}
+    watched = {layer: watching(model, layer) for layer in (None, -1)}
     found: list[Picture] = []
     numbers = iter(range(sys.maxsize))
     for _ in track(range(count), "Looking"):
@@ -108,11 +108,11 @@ def pictures(count: int) -> list[Picture]:
             shown = scene(f"tuning-{number}", photos=TUNING_PHOTOS)
             questions = questions_about(random.Random(f"tuning-questions-{number}"), shown)
         inputs = processor(text="<s><user><image>read<assistant>", images=shown.image, return_tensors="pt")
-        for compression in watching.values():
+        for compression, _ in watched.values():
             with compression:
                 model(**inputs)
         crops = [crop(shown, row, col).owners.numpy() for row in range(shown.grid[0]) for col in range(shown.grid[1])]
-        views = {layer: compression.views for layer, compression in watching.items()}
+        views = {layer: seen[-1] for layer, (_, seen) in watched.items()}
         found.append(Picture(views, np.stack(crops), asked_about(shown, questions)))
     return found
 

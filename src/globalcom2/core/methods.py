@@ -29,6 +29,9 @@ class Method:
     """Options that reproduce the published code, used with `exact=False`."""
     needs_features: bool = False
     """True to receive `views.features`; gathering them costs a copy of the tower's output."""
+    needs_grid: bool = True
+    """False for a method that looks at no crop's place. All others get no image whose grid is unknown: its crops share
+    the budget evenly, with a warning."""
 
     def load(self) -> Callable[..., Any]:
         """Import the selector's function."""
@@ -51,12 +54,14 @@ _METHODS = {
             "globalcom2.selectors.uniform:uniform",
             "Baseline: the same ratio for every view, best local scores first",
             "https://arxiv.org/abs/2412.01818",
+            needs_grid=False,
         ),
         Method(
             "random",
             "globalcom2.selectors.random:random",
             "Baseline: the same ratio for every view, tokens drawn at random (seeded)",
             "sanity baseline",
+            needs_grid=False,
         ),
     )
 }

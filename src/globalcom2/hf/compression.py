@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -142,13 +144,39 @@ class Settings:
     options: dict[str, Any]
 
 
+Choose = Callable[[Views, bool], Keep]
+
+
+def choose_tokens(settings: Settings, views: Views, known_grid: bool) -> Keep:
+    """What stays of a batch of images of one layout; without a known grid, crops get the same ratio, with a warning."""
+    if not known_grid and get_method(settings.method).needs_grid:
+        warnings.warn(GRID_UNKNOWN, stacklevel=2)
+        settings = replace(settings, method="uniform", options={})
+    return select(
+        views,
+        settings.retention_ratio,
+        settings.method,
+        settings.exact,
+        settings.newlines,
+        settings.thumbnail_weight,
+        check=False,
+        **settings.options,
+    )
+
+
 class Compression:
     """Settings bound to a model; a context manager.
 
     `report` describes the last call; calls that continue a compressed cache leave the report of its first turn.
+
+    Args:
+        model: See `compress`.
+        settings: Checked arguments of `compress`.
+        choose: What decides the masks instead of the method, for studies: a function of a batch of views of one layout
+            and of whether their grid is known.
     """
 
-    def __init__(self, model: torch.nn.Module, settings: Settings):
+    def __init__(self, model: torch.nn.Module, settings: Settings, choose: Choose | None = None):
         self.target = patching.unwrap(model)
         self.adapter: Adapter = load_adapter(self.target.config.model_type)
         self.adapter.check(self.target.base_model)
@@ -158,12 +186,13 @@ class Compression:
         self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer)
         self.attention = self.saliency.attention(self.target.base_model)
         self.report = Report(settings.retention_ratio, settings.method)
-        # On four tiny crops: an option out of range is told now, not in the middle of a call. Not by self.keep: what
-        # overrides it is not ready yet.
-        features = torch.zeros(5, 4, 1)
-        Compression.keep(
-            self, Views(features[1:, :, 0], None, (2, 2), features, features[0, :, 0], score_type=self.saliency.score)
-        )
+        self.choose = choose or partial(choose_tokens, settings)
+        if choose is None:  # on four tiny crops: an option out of range is told now, not in the middle of a call
+            features = torch.zeros(5, 4, 1)
+            scores = features[..., 0]
+            choose_tokens(
+                settings, Views(scores[1:], None, (2, 2), features, scores[0], score_type=self.saliency.score), True
+            )
 
     def __enter__(self) -> Compression:
         patching.push(self.target, self)
@@ -249,23 +278,6 @@ class Compression:
         new["mm_encoder_outputs"] = outputs
         return Short(new, prompt, memory, clock)
 
-    def keep(self, views: Views, known_grid: bool = True) -> Keep:
-        """What stays of a batch of images of one layout; where nobody knows their grid, crops get the same ratio."""
-        settings = self.settings
-        if not known_grid and settings.method == "globalcom2":
-            warnings.warn(GRID_UNKNOWN, stacklevel=2)
-            settings = replace(settings, method="uniform", options={})
-        return select(
-            views,
-            settings.retention_ratio,
-            settings.method,
-            settings.exact,
-            settings.newlines,
-            settings.thumbnail_weight,
-            check=False,
-            **settings.options,
-        )
-
     def _select(self, base: Any, encoded: Encoded) -> list[Group]:
         """Select for all images, or videos, of one layout in one go."""
         method, layouts = self.settings.method, encoded.visuals.layouts
@@ -276,7 +288,7 @@ class Compression:
                 f"{method!r}, which compares features."
             )
         return [
-            Group(layout, members, views, thumbnails, self.keep(views, layout.known_grid))
+            Group(layout, members, views, thumbnails, self.choose(views, layout.known_grid))
             for layout, members, views, thumbnails in self.saliency.views(base, encoded, with_features)
         ]
 

@@ -20,31 +20,32 @@ from globalcom2.hf.compression import GRID_UNKNOWN, Compression, compress
 from globalcom2.lab.dataset import Picture
 from globalcom2.lab.evals import FULL, Outcome, answer_pictures, batches, summarize
 
+Crops = Callable[[Tensor], Tensor]
+"""Which crops stay, bool (batch, crops), from the importance of each, float (batch, crops)."""
 
-class WholeViews(Compression):
-    """Keeps whole views instead of the best tokens of each.
+
+def whole_views(thumbnail: bool, crops: Crops, views: Views, known_grid: bool) -> Keep:
+    """Whole views instead of the best tokens of each; a newline stays with any token of its line.
 
     Args:
-        model: A supported model.
         thumbnail: Whether the thumbnail stays.
-        crops: Which crops stay, bool (batch, crops), from the views and the importance of their crops, (batch, crops).
+        crops: Which crops stay.
+        views: A batch of images of one layout.
+        known_grid: Whether it is known how their crops lie.
     """
+    if not known_grid:
+        warnings.warn(GRID_UNKNOWN, stacklevel=2)
+    ranking: Ranking = get_method("globalcom2").load()(views, 0.5, allocation="softmax")
+    kept = crops(ranking.ratios)[..., None] & views.valid_mask
+    own = torch.full_like(ranking.thumbnail, thumbnail, dtype=torch.bool)  # type: ignore[arg-type]
+    if views.lines is None:
+        return Keep(own, kept)
+    return Keep(own, kept, occupied_lines(kept, views.lines.to(kept.device), views.line_count))
 
-    def __init__(self, model: Any, thumbnail: bool, crops: Callable[[Tensor], Tensor]):
-        super().__init__(model, compress(model, 0.5).settings)  # the ratio is not used; 1 would bypass everything
-        self.thumbnail, self.crops = thumbnail, crops
 
-    def keep(self, views: Views, known_grid: bool = True) -> Keep:
-        """Whole views; a newline stays with any token of its line."""
-        if not known_grid:
-            warnings.warn(GRID_UNKNOWN, stacklevel=2)
-        ranking: Ranking = get_method("globalcom2").load()(views, 0.5, allocation="softmax")
-        chosen = self.crops(ranking.ratios)
-        crops = chosen[..., None] & views.valid_mask
-        thumbnail = torch.full_like(ranking.thumbnail, self.thumbnail, dtype=torch.bool)  # type: ignore[arg-type]
-        if views.lines is None:
-            return Keep(thumbnail, crops)
-        return Keep(thumbnail, crops, occupied_lines(crops, views.lines.to(crops.device), views.line_count))
+def _block(model: Any, thumbnail: bool, crops: Crops) -> Compression:
+    # The ratio is not used; 1 would bypass everything.
+    return Compression(model, compress(model, 0.5).settings, partial(whole_views, thumbnail, crops))
 
 
 def _every(importance: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def _seeded(importance: Tensor) -> Tensor:
     return drawn.to(importance.device)
 
 
-CONDITIONS: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
+CONDITIONS: dict[str, tuple[bool, Crops]] = {
     "thumbnail only": (True, _none),
     "crops only": (False, _every),
     "drop most important crop": (True, _all_but(lambda importance: importance.argmax(-1))),
@@ -105,7 +106,7 @@ def analyze_views(
     runs: list[tuple[dict[str, Any], list[Outcome]]] = []
     blocks: dict[str, Callable[[], AbstractContextManager[Any]]] = {FULL: nullcontext}
     for name, (thumbnail, crops) in CONDITIONS.items():
-        blocks[name] = partial(WholeViews, model, thumbnail, crops)
+        blocks[name] = partial(_block, model, thumbnail, crops)
     for name, block in blocks.items():
         found: dict[int, Outcome] = {}
         for batch in batches(pictures, batch_size):
