@@ -5,6 +5,7 @@ This is the only place that knows the insides of transformers' models.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,22 @@ def deepest_layer(states: int | Sequence[int], count: int) -> int:
     """
     states = [states] if isinstance(states, int) else states
     return max(state if state < 0 else state - count - 1 for state in states)
+
+
+def repeat_rows(features: Tensor | Sequence[Tensor], counts: list[int], times: int) -> Tensor | list[Tensor]:
+    """The features of each prompt repeated, prompt by prompt, in a container of the same kind.
+
+    Args:
+        features: A tensor (blocks, tokens, dim), or tensors (tokens, dim), that hold the features of all prompts in order.
+        counts: How many features each prompt has.
+        times: How often each prompt is repeated, next to itself.
+
+    Returns:
+        A tensor (1, sum(counts) * times, dim) for a tensor, a list of one (sum(counts) * times, dim) for a sequence.
+    """
+    prompts = torch.cat([item.flatten(0, -2) for item in features]).split(counts)
+    rows = torch.cat([prompt for prompt in prompts for _ in range(times)])
+    return rows[None] if isinstance(features, Tensor) else [rows]
 
 
 class Adapter(ABC):
@@ -153,3 +170,15 @@ class Adapter(ABC):
         `encode` returned, for what else the forward reads from it.
         """
         return BaseModelOutputWithPooling(pooler_output=[features])
+
+    def repeat(self, output: Any, counts: list[int], times: int) -> Any:
+        """A copy of an encoder's output for a batch in which each prompt stands `times` times, as beam search needs it.
+
+        Args:
+            output: What the model's forward takes of its encoder: the model's own output or what `output` returned.
+            counts: How many of its features each prompt holds.
+            times: How often each prompt is repeated, next to itself.
+        """
+        repeated = copy.copy(output)
+        repeated.pooler_output = repeat_rows(output.pooler_output, counts, times)
+        return repeated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.models.granite4_vision.modeling_granite4_vision import (
 )
 
 from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
-from globalcom2.adapters.base import Adapter, deepest_layer
+from globalcom2.adapters.base import Adapter, deepest_layer, repeat_rows
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.core.layout import Layout
 from globalcom2.errors import UnsupportedModelError
@@ -74,6 +75,13 @@ class Granite4VisionAdapter(LlavaNextAdapter):
         layers = [layer for layer, _ in encoded.deepstack_features]
         levels = zip(layers, features.unbind(1), strict=True)
         return Granite4VisionImageFeaturesOutput(deepstack_features=[(layer, [level]) for layer, level in levels])
+
+    def repeat(self, output: Any, counts: list[int], times: int) -> Any:
+        """The forward reads the features of each layer in `deepstack_features` and no others."""
+        repeated = copy.copy(output)
+        levels = [(layer, repeat_rows(packed, counts, times)) for layer, packed in output.deepstack_features]
+        repeated.deepstack_features = levels
+        return repeated
 
 
 def _per_token(config: Any, patches: Tensor) -> Tensor:

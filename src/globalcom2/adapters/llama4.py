@@ -7,11 +7,13 @@ much, and the tower does not mask it, so padding counts as image here.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from globalcom2.adapters.base import repeat_rows
 from globalcom2.adapters.tagged import Gaps, Grid, TaggedAdapter, by_image, flat_views, grid_of
 from globalcom2.errors import InputError
 
@@ -53,6 +55,12 @@ class Llama4Adapter(TaggedAdapter):
 
     def output(self, features: Tensor, encoded: Any) -> Any:  # noqa: D102
         return BaseModelOutputWithPooling(last_hidden_state=features[None])
+
+    def repeat(self, output: Any, counts: list[int], times: int) -> Any:
+        """The forward reads `last_hidden_state`."""
+        repeated = copy.copy(output)
+        repeated.last_hidden_state = repeat_rows(output.last_hidden_state, counts, times)
+        return repeated
 
 
 def _grid(parts: Gaps) -> Grid:
