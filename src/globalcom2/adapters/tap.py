@@ -56,7 +56,7 @@ def record(module: nn.Module | None, read: Reader) -> Iterator[Recording]:
 
 
 def install(module: nn.Module) -> None:
-    """Put the tap on one attention module; does nothing if it is there already."""
+    """Put the tap on one attention module; counted, since two models may share a tower and blocks may be nested."""
     config = getattr(module, "config", None)
     implementation = getattr(config, "_attn_implementation", None)
     if config is None or not isinstance(implementation, str):
@@ -64,24 +64,35 @@ def install(module: nn.Module) -> None:
             f"the vision tower's attention must use transformers' attention interface, got {type(module).__name__}."
         )
     if implementation.startswith(PREFIX):
+        config._globalcom2_taps += 1
         return
-    name = PREFIX + implementation
-    # Stays registered: a deep copy made inside a block must work after it.
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _tapped(implementation))
+    name = register(implementation)
     tapped = copy.copy(config)
     tapped._attn_implementation_internal = name
     tapped._globalcom2_untapped = config
+    tapped._globalcom2_taps = 1
     module.config = tapped
 
 
+def register(implementation: str) -> str:
+    """Make the tapped kernel known to transformers under a name of its own, and return that name.
+
+    It stays registered: a deep copy made inside a block must work after it.
+    """
+    name = PREFIX + implementation
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _tapped(implementation))
+    return name
+
+
 def uninstall(module: nn.Module) -> None:
-    """Take the tap off a module, if it has one."""
-    untapped = (
-        getattr(module, "config", None).__dict__.get("_globalcom2_untapped") if hasattr(module, "config") else None
-    )
-    if untapped is not None:
-        module.config = untapped
+    """Take back one `install`; the last one restores the module's own configuration."""
+    config = getattr(module, "config", None)
+    if getattr(config, "_globalcom2_untapped", None) is None:
+        return
+    config._globalcom2_taps -= 1  # type: ignore[union-attr]
+    if config._globalcom2_taps == 0:  # type: ignore[union-attr]
+        module.config = config._globalcom2_untapped  # type: ignore[union-attr]
 
 
 def _tapped(implementation: str) -> Callable[..., Any]:
