@@ -140,8 +140,14 @@ class Adapter(ABC):
         names = inspect.signature(getattr(base, f"get_{self.modality}_features")).parameters
         return {name: inputs[name] for name in names if name != "kwargs" and name in inputs}
 
-    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
-        """Run the vision tower once. Whether the result is projected and packed already is the adapter's affair."""
+    def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
+        """Run the vision tower once. Whether the result is projected and packed already is the adapter's affair.
+
+        Args:
+            base: The model that has `get_image_features`.
+            arguments: What `encode_arguments` took out of the call.
+            layouts: What `layouts` made of the same call.
+        """
         return getattr(base, f"get_{self.modality}_features")(**arguments, return_dict=True)
 
     def tower_features(self, base: Any, encoded: Any) -> Tensor | list[Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from globalcom2.adapters.tiles import TilesAdapter
+from globalcom2.core.layout import Layout
 from globalcom2.errors import UnsupportedModelError
 
 
@@ -25,9 +26,10 @@ class GotOcr2Adapter(TilesAdapter):
         """Two convolutions of stride 2."""
         return 4
 
-    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
+    def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
         """In the model's own dtype, as its forward does it; its tower does not."""
-        return super().encode(base, {**arguments, "pixel_values": arguments["pixel_values"].to(base.dtype)})
+        own_dtype = arguments["pixel_values"].to(base.dtype)
+        return super().encode(base, {**arguments, "pixel_values": own_dtype}, layouts)
 
     def attentions(self, base: Any) -> list[nn.Module]:
         """There are none to tap."""

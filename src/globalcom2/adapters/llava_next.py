@@ -58,11 +58,10 @@ class LlavaNextAdapter(Adapter):
     def layout(self, config: Any, height: int, width: int) -> Layout:  # noqa: D102
         return self.layouts_of_sizes(config, {}, [(height, width)])[0]
 
-    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
+    def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
         """The tower's features of all views, (views, tokens, dim): projection waits until it is known what stays."""
         pixels = arguments["pixel_values"]
         if pixels.ndim == 5:
-            layouts = self.layouts(base, arguments)
             pixels = torch.cat([image[: layout.views] for image, layout in zip(pixels, layouts, strict=True)])
         return self.tower_output(base, pixels, arguments.get("vision_feature_layer"))
 

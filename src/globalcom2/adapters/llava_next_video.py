@@ -11,6 +11,7 @@ from transformers.models.llava_next_video.modeling_llava_next_video import Llava
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.videos import VideosAdapter
+from globalcom2.core.layout import Layout
 
 
 class LlavaNextVideoAdapter(LlavaNextAdapter):
@@ -30,7 +31,7 @@ class LlavaNextVideoVideosAdapter(VideosAdapter, LlavaNextAdapter):
     def side(self, config: Any) -> int:  # noqa: D102
         return int(config.vision_config.image_size // config.vision_config.patch_size // config.spatial_pool_stride)
 
-    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
+    def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
         """The tower's pooled features of all frames, (frames, tokens, dim), not projected yet."""
         frames = arguments[self.pixels].flatten(0, 1)
         return base.vision_resampler(self.tower_output(base, frames, arguments.get("vision_feature_layer")))

@@ -67,10 +67,10 @@ class Step3p7Adapter(UnequalAdapter):
             )
         return [grid_of_lines(image[:-1]) if image else (0, 0, True) for image in images]
 
-    def encode(self, base: Any, arguments: dict[str, Any]) -> Any:
+    def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
         """Features come joined per image; here they are parted into views."""
-        encoded = super().encode(base, arguments)
-        lengths = [height * width for height, width in self.views(base, arguments)[1]]
+        encoded = super().encode(base, arguments, layouts)
+        lengths = [height * width for layout in layouts for height, width in self.sizes(layout)]
         encoded.pooler_output = torch.cat(encoded.pooler_output).split(lengths)
         return encoded
 

@@ -25,7 +25,7 @@ class UnequalAdapter(TaggedAdapter):
 
     def all_scores(self, base: Any, rows: list[Tensor], layouts: list[Layout]) -> Tensor:
         """The mean over a token's patches, view by view."""
-        sizes = [size for layout in layouts for size in self._sizes(layout)]
+        sizes = [size for layout in layouts for size in self.sizes(layout)]
         scores = []
         for row, (height, width) in zip((row for several in rows for row in several), sizes, strict=True):
             block = self.block(base, len(row), height * width)
@@ -33,8 +33,8 @@ class UnequalAdapter(TaggedAdapter):
             scores.append(block_means(patches[None], block, (height, width))[0])
         return torch.cat(scores)
 
-    def _sizes(self, layout: Layout) -> list[Size]:
-        """Of an image's views, in the tower's order."""
+    def sizes(self, layout: Layout) -> list[Size]:
+        """Height and width in tokens of each of an image's views, in prompt order."""
         crops = [layout.token_grid] * (layout.views - 1)
         return [*crops, layout.thumbnail_grid] if self.thumbnail_last else [layout.thumbnail_grid, *crops]
 

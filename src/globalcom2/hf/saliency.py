@@ -53,7 +53,7 @@ class Saliency:
         attention = self.attention(base)
         read = tap.reader(self.score, visuals.adapter.cls_index)
         with tap.record(attention, read) as recording:
-            output = visuals.adapter.encode(base, visuals.arguments)
+            output = visuals.adapter.encode(base, visuals.arguments, visuals.layouts)
         if attention is not None and not recording.rows:
             raise UnsupportedModelError(
                 f"layer {self.layer} of the vision tower must run when the tower does, got nothing from its tap."

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from globalcom2.adapters.families import load_adapter
+from globalcom2.core.layout import Layout
 from globalcom2.core.methods import parse_method
 from globalcom2.hf.compression import compress
 from globalcom2.lab.estimates import estimate_costs, speedup
@@ -156,7 +157,8 @@ def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan:
         visual = compression.report[0].tokens_after if compression is not None else _placeholders(model, inputs)
         longer = _timed(lambda: _generate(model, inputs, 1 + plan.new_tokens), model.device)
     if compression is None:
-        tower = _timed(lambda: _tower(model, inputs), model.device)
+        layouts = _layouts(model, inputs)
+        tower = _timed(lambda: _tower(model, inputs, layouts), model.device)
         whole = _timed(lambda: _features(model, inputs), model.device)
         phases = {"tower": tower, "projection": max(0.0, whole - tower)}
     tower, selection = phases["tower"], phases.get("selection", 0.0)
@@ -175,10 +177,15 @@ def _placeholders(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     return int((inputs["input_ids"][0] == model.config.image_token_id).sum())
 
 
+def _layouts(model: Any, inputs: dict[str, torch.Tensor]) -> list[Layout]:
+    on_host = {**inputs, "input_ids": inputs["input_ids"].cpu()}
+    return load_adapter(model.config.model_type).layouts(model.base_model, on_host)
+
+
 @torch.no_grad()
-def _tower(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+def _tower(model: Any, inputs: dict[str, torch.Tensor], layouts: list[Layout]) -> None:
     adapter = load_adapter(model.config.model_type)
-    adapter.encode(model.base_model, adapter.encode_arguments(model.base_model, inputs))
+    adapter.encode(model.base_model, adapter.encode_arguments(model.base_model, inputs), layouts)
 
 
 @torch.no_grad()
