@@ -85,6 +85,11 @@ def register(implementation: str) -> str:
     return name
 
 
+def untapped(module: nn.Module) -> str:
+    """The attention implementation that the module has without its tap."""
+    return str(module.config._attn_implementation).removeprefix(PREFIX)  # type: ignore[union-attr]
+
+
 def uninstall(module: nn.Module) -> None:
     """Take back one `install`; the last one restores the module's own configuration."""
     config = getattr(module, "config", None)
