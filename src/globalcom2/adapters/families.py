@@ -214,8 +214,8 @@ def markdown_tables() -> str:
         "",
         "Made by `globalcom2 models --markdown`. No published checkpoint was at hand: everything was tested with random "
         "weights and",
-        "the real processors, by the same matrix of tests (`tests/test_families.py`), llava_next with the trained mini "
-        "model too.",
+        "the real processors, by the same matrix of tests (`tests/adapters/test_families.py`), llava_next with the "
+        "trained mini model too.",
         "",
         "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
         "|" + "---|" * len(columns),

@@ -175,7 +175,7 @@ def test_many_questions_about_one_picture(family, monkeypatch):
 
 def test_the_matrix_and_the_models_page_have_every_family():
     assert sorted(FAMILIES) == list_models()
-    page = Path(__file__).parent.parent / "docs" / "models.md"
+    page = Path(__file__).parents[2] / "docs" / "models.md"
     assert page.read_text() == markdown_tables() + "\n"
 
 

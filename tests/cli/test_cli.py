@@ -7,17 +7,10 @@ import sys
 import pytest
 from PIL import Image
 
-from globalcom2.cli import main
+from command import call
 from tiny import llava_next, picture
 
 ASK_KEYS = {"answer", "visual_tokens", "prompt_tokens", "prefill_flops", "seconds", "tower_flops"}
-
-
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    out, err = capsys.readouterr()
-    return stop.value.code, out, err
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from globalcom2 import Views, select
 from globalcom2.selectors.globalcom2 import globalcom2
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 CASES = json.loads((FOLDER / "reference_cases.json").read_text())
 ARRAYS = np.load(FOLDER / "reference_cases.npz")
 

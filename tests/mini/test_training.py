@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent.parent / "training" / "mini"
+FOLDER = Path(__file__).parents[2] / "training" / "mini"
 
 
 @pytest.fixture(scope="module")

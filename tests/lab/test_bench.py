@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from command import call
 from globalcom2 import compress
 from globalcom2.lab import bench
 from globalcom2.lab.estimates import estimate_costs
@@ -73,8 +74,6 @@ def test_table_shows_every_figure_on_80_columns(capsys, monkeypatch):
 
 
 def test_command(capsys, tmp_path):
-    from test_cli import call
-
     arguments = ["bench", "--rounds", "1", "--new-tokens", "1", "--retention", "0.1", "--plot", str(tmp_path / "b.png")]
     code, out, err = call(capsys, *arguments, "--json")
     assert code == 0, err

@@ -5,6 +5,7 @@ import json
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from command import call
 from families import FAMILIES
 from globalcom2 import InputError, compress
 from globalcom2.lab.costs import projector_flops
@@ -91,8 +92,6 @@ def test_units_of_the_paper():
 
 
 def test_command(capsys):
-    from test_cli import call
-
     code, out, err = call(capsys, "estimate", "--retention", "1", "--retention", "0.1", "--json")
     assert code == 0, err
     result = json.loads(out)

@@ -14,7 +14,7 @@ from globalcom2.lab.dataset import load_pictures
 from globalcom2.lab.evals import evaluate, settings_of
 from globalcom2.mini import DEMO_QUESTION, EVALUATION_SET, FOLDER, demo_picture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "mini-eval.json"
 
 
