@@ -1,6 +1,8 @@
 """The package as a whole: what importing it costs, who may import whom, what it exports, and that its texts are true."""
 
 import ast
+import functools
+import graphlib
 import re
 import subprocess
 import sys
@@ -12,9 +14,18 @@ import globalcom2
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "globalcom2"
-WINGS = ["core", "selectors", "adapters", "hf", "integrations", "lab", "cli"]
-"""From the bottom up; a wing imports those before it. errors, _version and mini stand below all of them."""
-BASE = {"errors", "_version", "mini"}
+WINGS = [
+    {"errors", "_version"},
+    {"mini"},
+    {"core"},
+    {"selectors", "adapters"},
+    {"hf"},
+    {"integrations", "lab"},
+    {"cli"},
+]
+"""From the bottom up: a wing imports those before its line, and itself."""
+LAZY = {"globalcom2", "globalcom2.__main__", "globalcom2.compression"}
+"""They hand on names of the wings, lazily or for older imports; nothing in the wings imports them."""
 
 
 def run(code: str) -> str:
@@ -44,35 +55,103 @@ def test_importing_changes_nothing_in_transformers():
     assert run(code).strip() == "True"
 
 
+def test_imports_have_no_circle():
+    """All imports, typing-only ones and those inside functions too."""
+    graph = {module: imported - LAZY for module, imported in module_imports().items() if module not in LAZY}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
 def test_imports_point_one_way():
-    level = {wing: n for n, wing in enumerate(WINGS)}
-    for file in SOURCE.rglob("*.py"):
-        own = file.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if own not in level and own not in BASE:
-            continue
-        for node in _imports_at_run_time(ast.parse(file.read_text())):
-            for name in node:
-                if name.startswith("globalcom2."):
-                    other = name.split(".")[1]
-                    assert other == own or other in BASE or level[other] < level[own], f"{file.name} imports {name}"
+    level = {wing: number for number, wings in enumerate(WINGS) for wing in wings}
+    found = sorted({wing_of(module) for module in module_imports()} - {"", *level})
+    assert not found, f"wings without a place in WINGS: {found}"
+    wrong = []
+    for module, imported in module_imports().items():
+        own = wing_of(module)
+        if own:
+            others = [(wing_of(name), name) for name in imported]
+            wrong += [
+                f"{module} imports {name}"
+                for other, name in others
+                if other != own and not level.get(other, 99) < level[own]
+            ]
+    assert not wrong, wrong
 
 
-def _imports_at_run_time(tree: ast.Module):
-    typing_only = {
-        id(n)
-        for block in tree.body
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
-        for n in ast.walk(block)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+def test_core_and_selectors_know_no_model_and_no_drawing():
+    wrong = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        own = file.relative_to(SOURCE).parts[0]
+        if own in ("core", "selectors"):
+            roots = {name.split(".")[0] for name in imports_of(file)}
+            wrong += [f"{own}/{file.name} imports {name}" for name in roots & {"transformers", "vllm", "matplotlib"}]
+        if own == "selectors":
+            ours = {wing_of(name) for name in module_imports()[name_of(file)]}
+            wrong += [f"{own}/{file.name} imports {name}" for name in ours - {"core", "errors", "selectors"}]
+    assert not wrong, wrong
+
+
+def test_few_files_lie_in_the_root_and_every_wing_says_what_it_is():
+    assert len(list(SOURCE.glob("*.py"))) <= 6
+    for folder in {file.parent for file in SOURCE.rglob("*.py")}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+def test_long_functions_give_a_reason():
+    """`Long:` in a docstring is followed by the reason."""
+    wrong = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = code_lines(node)
+                if lines > 50 and not re.search(r"\bLong: \S", ast.get_docstring(node) or ""):
+                    wrong.append(f"{file.relative_to(SOURCE)}:{node.lineno} {node.name}: {lines} lines")
+    assert not wrong, wrong
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        lines -= function.body[0].end_lineno - function.body[0].lineno + 1
+    return lines
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def wing_of(module: str) -> str:
+    """The wing, or the file of the root, that a module belongs to; "" for what only hands names on."""
+    return "" if module in LAZY else module.split(".")[1]
+
+
+def imports_of(file: Path) -> set[str]:
+    """Every dotted name that a file imports, anywhere in it; `from a import b` gives `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "globalcom2":
-            yield [f"globalcom2.{alias.name}" for alias in node.names if (SOURCE / f"{alias.name}.py").exists()]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield [node.module or ""]
+            assert node.level == 0, f"{file} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@functools.cache
+def module_imports() -> dict[str, set[str]]:
+    """Which modules of the package each of its modules imports."""
+    files = {name_of(file): file for file in SOURCE.rglob("*.py")}
+    graph = {}
+    for module, file in files.items():
+        imported = set()
+        for name in imports_of(file):
+            while name.startswith("globalcom2") and name not in files:
+                name = name.rpartition(".")[0]
+            if name in files:
+                imported.add(name)
+        graph[module] = imported
+    return graph
 
 
 def test_only_adapters_and_what_stands_on_them_know_transformers():
