@@ -117,7 +117,7 @@ def test_threads_enter_and_leave_blocks(tiny):
 
 def test_a_tap_that_cannot_be_put_on_leaves_nothing_behind(tiny):
     compression = compress(tiny.model, 0.1)
-    compression.attention = torch.nn.Linear(2, 2)
+    compression.taps = [torch.nn.Linear(2, 2)]
     with pytest.raises(UnsupportedModelError, match="attention interface, got Linear"), compression:
         pass
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from globalcom2.errors import InputError
 from globalcom2.hf.prompt import PIXELS, ShortPrompt, original_positions
@@ -30,13 +31,27 @@ def with_cache_named(call: dict[str, Any]) -> dict[str, Any]:
     return call if call.get(CACHE) is not None else {**call, CACHE: cache}
 
 
+def cached_length(cache: Any) -> int:
+    """Tokens that a cache holds; 0 without one, and for the paged cache of continuous batching, which does not tell."""
+    count = getattr(cache, "get_seq_length", None)
+    return 0 if count is None else int(count())
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a model returned, in an object or in a tuple."""
+    if isinstance(output, tuple):
+        return next((item for item in output if isinstance(item, Cache)), None)
+    return getattr(output, CACHE, None)
+
+
 @dataclass(frozen=True)
 class Memory:
     """A shortened prompt."""
 
     length: int
-    """Length of the caller's prompt."""
+    """Length of the caller's prompt, with what its cache held before."""
     prompt: ShortPrompt
+    """Of that length, too."""
     attention_mask: Tensor
     """(batch, short)."""
     position_ids: Tensor
@@ -44,6 +59,10 @@ class Memory:
     dropped: Tensor
     """(batch,): real tokens that each prompt lost."""
     original_positions: bool
+    unknown: int = 0
+    """The first so many ids are not known: a direct call found them in its cache."""
+    samples: Tensor | None = None
+    """int (batch, short), on the host: the sample of each token, where positions alone tell several in a row apart."""
     fingerprint: Tensor | None = None
     """Keys of the prompt's last token, (rows, heads, dim), to notice that a cache was filled again."""
 
@@ -68,9 +87,10 @@ class Memory:
                 f"{ids.shape[1]} tokens. Pass the whole conversation, as transformers expects it with a cache."
             )
         tail = torch.ones_like(ids[:, self.length :]) if given is None else given[:, self.length :]
+        begin = [ids[:, : self.unknown], self.prompt.input_ids[:, self.unknown :]]
         call = {
             **call,
-            "input_ids": torch.cat([self.prompt.input_ids, ids[:, self.length :]], 1),
+            "input_ids": torch.cat([*begin, ids[:, self.length :]], 1),
             "attention_mask": torch.cat([self.attention_mask.to(tail), tail], 1),
         }
         if places is not None:
@@ -107,7 +127,7 @@ class Memory:
         """Whether a conversation begins with the prompt that was shortened."""
         kept = self.prompt.gather(ids[:, : self.length], 0)
         mine = self.prompt.input_ids.masked_fill(~self.prompt.real, 0).to(kept.device)
-        return bool(torch.equal(kept, mine))
+        return bool(torch.equal(kept[:, self.unknown :], mine[:, self.unknown :]))
 
     def _shifted(self, places: Tensor) -> Tensor:
         """The caller's positions of tokens after the prompt, as the short prompt continues."""
@@ -118,25 +138,60 @@ class Memory:
 
 
 def memory_of_call(
-    prompt: ShortPrompt, given: Tensor | None, ids: Tensor, mask: Tensor | None, original: bool
+    prompt: ShortPrompt, given: Tensor | None, mask: Tensor | None, length: int, original: bool, unknown: int = 0
 ) -> Memory:
     """What a cache should remember of a shortened call.
 
     Args:
         prompt: The shortened prompt.
-        given: The caller's own positions, (batch or 1, long), or None.
-        ids: The caller's ids, (batch, long).
-        mask: The caller's mask, (batch, long), or None.
+        given: The caller's own positions, (batch or 1, length), or None.
+        mask: The caller's mask, (batch, length), or None.
+        length: Length of the caller's prompt.
         original: Whether to keep the full prompt's positions instead of closing the gaps.
+        unknown: See `Memory`.
     """
-    present = torch.ones_like(ids) if mask is None else mask.to(ids.device)
+    present = torch.ones(len(prompt.index), length, dtype=torch.int64) if mask is None else mask
     usual = original_positions(present)
-    positions = prompt.gather(usual if given is None else given.expand_as(ids), 0)
-    if not original:
-        # Closed positions are lower by the tokens lost before each kept one.
-        positions = (positions - prompt.gather(usual, 0) + original_positions(prompt.real.long())).clamp(min=0)
-    dropped = present.sum(1) - prompt.real.sum(1)
-    return Memory(ids.shape[1], prompt, prompt.real.to(present.dtype), positions, dropped, original)
+    places = usual if given is None else given.expand_as(usual)
+    order = torch.argsort(~present.bool(), dim=1, stable=True)  # real tokens first, padding of any side last
+    begins = _begins_of_samples(places.gather(1, order), present.bool().gather(1, order), by_gaps=mask is None)
+    if original:
+        positions = places
+    else:
+        kept = torch.zeros_like(places).scatter_reduce(1, prompt.index, prompt.real.to(places.dtype), "amax")
+        closed = _closed(places.gather(1, order), kept.gather(1, order), begins)
+        positions = torch.zeros_like(places).scatter(1, order, closed)
+    samples = None
+    if mask is None and bool(begins.any()):
+        samples = prompt.gather(torch.zeros_like(places).scatter(1, order, begins.long().cumsum(1)), -1)
+    return Memory(
+        length=length,
+        prompt=prompt,
+        attention_mask=prompt.gather(present, 0),
+        position_ids=prompt.gather(positions, 0),
+        dropped=present.bool().sum(1) - prompt.real.sum(1),
+        original_positions=original,
+        unknown=unknown,
+        samples=samples,
+    )
+
+
+def _begins_of_samples(positions: Tensor, real: Tensor, *, by_gaps: bool) -> Tensor:
+    """Where another sample of a row begins, bool (batch, tokens), from the caller's positions of its tokens.
+
+    That is where positions start again. Without a mask, transformers takes any gap for the begin of a sample (`by_gaps`).
+    """
+    step = positions.diff(dim=1)
+    return torch.nn.functional.pad((step != 1) if by_gaps else (step <= 0), (1, 0)) & real
+
+
+def _closed(positions: Tensor, kept: Tensor, begins: Tensor) -> Tensor:
+    """Positions lower by the tokens that a sample lost before each one; samples after the first start at 0."""
+    step = torch.arange(positions.shape[1]).expand_as(positions)
+    lost = step - (kept.cumsum(1) - kept)
+    first = torch.where(begins, step, 0).cummax(1).values  # of the sample that a token belongs to
+    start = torch.where(first > 0, positions.gather(1, first), 0)
+    return (positions - start - (lost - lost.gather(1, first))).clamp(min=0)
 
 
 def remember(cache: Any, memory: Memory) -> None:
@@ -154,15 +209,15 @@ def recall(cache: Any, input_ids: Tensor | None) -> Memory | None:
     memory: Memory | None = getattr(cache, ATTRIBUTE, None)
     if memory is None:
         return None
-    if cache.get_seq_length() == 0:  # reset by its owner
+    if cached_length(cache) == 0:  # reset by its owner
         delattr(cache, ATTRIBUTE)
         return None
     if input_ids is None:
         raise InputError("input_ids must be given to continue a compressed cache, got inputs_embeds.")
-    if cache.get_seq_length() < memory.short:
+    if cached_length(cache) < memory.short:
         raise InputError(
             f"past_key_values must hold its whole prompt ({memory.short} tokens) to be continued, got "
-            f"{cache.get_seq_length()}: it was cropped, or its call was interrupted. Start with a new cache."
+            f"{cached_length(cache)}: it was cropped, or its call was interrupted. Start with a new cache."
         )
     now = _fingerprint(cache, memory.short)
     rows = len(memory.prompt.input_ids)

@@ -15,18 +15,18 @@ from torch import Tensor
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.families import load_adapter
 from globalcom2.core.budget import check_ratio
-from globalcom2.core.groups import Group, on_host
+from globalcom2.core.groups import Group
 from globalcom2.core.methods import check_options, get_method
 from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.core.selection import NEWLINES, Keep, check_thumbnail_weight, select
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.hf import patching
-from globalcom2.hf.cache import Memory, memory_of_call
-from globalcom2.hf.prompt import ALIGNED, ShortPrompt, shorten
-from globalcom2.hf.report import Clock, Report, best_first, raster
+from globalcom2.hf.active import Short, active
+from globalcom2.hf.report import Clock, Report
 from globalcom2.hf.saliency import Encoded, Saliency
-from globalcom2.hf.visuals import entries_of, in_prompt_order, visuals_of_call, wanted_tokens
+from globalcom2.hf.shortening import Rewriting, choose, project, read_prompt, rewrite
+from globalcom2.hf.visuals import in_prompt_order, visuals_of_call
 
 GRID_UNKNOWN = (
     "globalcom2: an image is too uniform or too regular to tell how its crops lie, and the call does not say; its crops "
@@ -34,6 +34,11 @@ GRID_UNKNOWN = (
 )
 POSITIONS = ("closed", "original")
 THUMBNAIL_ORDERS = ("raster", "score")
+LOGITS = ("short", "full")
+NEVER_ENTERED = (
+    "globalcom2: this compression was never entered, so no call went through it and its report is empty. Write `with "
+    "compress(...) as compression:`, or call apply()."
+)
 
 ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
@@ -50,6 +55,7 @@ def compress(
     thumbnail_weight: float = 1.0,
     positions: str = "closed",
     thumbnail_order: str = "raster",
+    logits: str = "short",
     **options: Any,
 ) -> Compression:
     """Compress the image and video tokens of every call of a model inside a `with` block.
@@ -72,6 +78,10 @@ def compress(
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`.
         positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
         thumbnail_order: "raster", or "score" for best first as in the published code.
+        logits: Of a direct call. "short": logits (batch, short, vocabulary) of the shortened prompt. "full": logits at the
+            caller's own places, (batch, long, vocabulary), to be paired with the caller's own labels. A dropped place
+            has the logits of the last kept token before it, which predict what follows the dropped ones; a place before
+            every kept token has zeros. With `logits_to_keep=n`, logits are those of the caller's last n places in both.
         **options: Options of the method.
 
     Returns:
@@ -80,10 +90,11 @@ def compress(
     Raises:
         InputError, UnsupportedModelError: Before anything is patched.
 
-    Calls with `inputs_embeds`, without images and videos, or continuing a cache that was made uncompressed pass through
-    unchanged. A cache that was filled in a block must be continued in one. Settings belong to the model, not to a
-    thread: in nested blocks the inner one wins, for all threads. A deep copy keeps what was applied and follows the
-    blocks that it was made in until they end.
+    Calls without images and videos, with `inputs_embeds` or `mm_encoder_outputs`, or continuing a cache that holds
+    uncompressed images, pass through unchanged. A cache that was filled in a block must be continued in one. A block
+    belongs to the thread or task that entered it; a thread that entered none follows the last one entered. In nested
+    blocks the inner one wins. A deep copy keeps what was applied and follows the blocks that it was made in until they
+    end. Masked places after a prompt's last token stay as padding, all other padding is made anew.
     """
     settings = Settings(
         check_ratio(retention_ratio),
@@ -95,25 +106,32 @@ def compress(
         thumbnail_weight,
         _one_of("positions", positions, POSITIONS),
         _one_of("thumbnail_order", thumbnail_order, THUMBNAIL_ORDERS),
+        _one_of("logits", logits, LOGITS),
         options,
     )
     if not isinstance(exact, bool):
         raise InputError(f"exact must be True or False, got {exact!r}.")
     check_thumbnail_weight(thumbnail_weight, exact)
-    own = ("exact", "score", "layer", "newlines", "thumbnail_weight", "positions", "thumbnail_order")
+    own = ("exact", "score", "layer", "newlines", "thumbnail_weight", "positions", "thumbnail_order", "logits")
     check_options(get_method(method), options, also=own)
     return Compression(model, settings)
 
 
 def apply(model: ModelT, retention_ratio: float = 0.1, method: str = "globalcom2", **options: Any) -> ModelT:
-    """The same as `compress`, without a block: until `remove(model)`. A second call replaces the first.
+    """Compress every call of a model, in all threads, until `remove(model)`. A second call replaces the first.
+
+    Args:
+        model: See `compress`.
+        retention_ratio: See `compress`.
+        method: See `compress`.
+        **options: Arguments of `compress` and options of the method.
 
     Returns:
         The model; `globalcom2.hf.compression.current(model).report` describes its last call.
     """
     compression = compress(model, retention_ratio, method, **options)
-    remove(model)
-    patching.push(compression.target, compression, permanent=True)
+    patching.set_permanent(compression.target, compression)
+    compression.used = True
     return model
 
 
@@ -125,7 +143,7 @@ def remove(model: ModelT) -> ModelT:
 
 def current(model: torch.nn.Module) -> Compression | None:
     """The compression that calls of `model` go through now, or None."""
-    return patching.active(patching.unwrap(model))
+    return active(patching.unwrap(model))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -141,6 +159,7 @@ class Settings:
     thumbnail_weight: float
     positions: str
     thumbnail_order: str
+    logits: str
     options: dict[str, Any]
 
 
@@ -167,8 +186,6 @@ def choose_tokens(settings: Settings, views: Views, known_grid: bool) -> Keep:
 class Compression:
     """Settings bound to a model; a context manager.
 
-    `report` describes the last call; calls that continue a compressed cache leave the report of its first turn.
-
     Args:
         model: See `compress`.
         settings: Checked arguments of `compress`.
@@ -180,12 +197,16 @@ class Compression:
         self.target = patching.unwrap(model)
         self.adapter: Adapter = load_adapter(self.target.config.model_type)
         self.adapter.check(self.target.base_model)
-        self.videos = self.adapter.videos()
+        videos = self.adapter.videos()
+        self.adapters = {adapter.modality: adapter for adapter in (self.adapter, videos) if adapter is not None}
         self.settings = settings
         layer = -1 if settings.layer is None and not settings.exact else settings.layer  # the published code's
         self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer)
-        self.attention = self.saliency.attention(self.target.base_model)
-        self.report = Report(settings.retention_ratio, settings.method)
+        attention = self.saliency.attention(self.target.base_model)
+        self.taps = [] if attention is None else [attention]
+        self.used = False
+        """Whether a block was entered, or `apply` called."""
+        self.forget()
         self.choose = choose or partial(choose_tokens, settings)
         if choose is None:  # on four tiny crops: an option out of range is told now, not in the middle of a call
             features = torch.zeros(5, 4, 1)
@@ -194,8 +215,23 @@ class Compression:
                 settings, Views(scores[1:], None, (2, 2), features, scores[0], score_type=self.saliency.score), True
             )
 
+    @property
+    def report(self) -> Report:
+        """What happened in the last call; empty if nothing was compressed in it.
+
+        A call that continues a compressed cache leaves the report of its first turn.
+        """
+        if not self.used:
+            warnings.warn(NEVER_ENTERED, stacklevel=2)
+        return self._report
+
+    def forget(self) -> None:
+        """Empty the report."""
+        self._report = Report(self.settings.retention_ratio, self.settings.method)
+
     def __enter__(self) -> Compression:
         patching.push(self.target, self)
+        self.used = True
         return self
 
     def __exit__(
@@ -203,7 +239,11 @@ class Compression:
     ) -> None:
         patching.pop(self.target, self)
 
-    def shorten_call(self, model: Any, call: dict[str, Any], *, direct: bool = False) -> Short | None:
+    def __getstate__(self) -> dict[str, Any]:
+        empty = Report(self.settings.retention_ratio, self.settings.method)  # a device's events cannot be pickled
+        return {**self.__dict__, "_report": empty}
+
+    def shorten_call(self, model: Any, call: dict[str, Any], *, direct: bool = False, cached: int = 0) -> Short | None:
         """Replace a call's images and videos by features of the kept tokens, and its prompt by a shorter one.
 
         Gradients flow through the features where the caller has them on.
@@ -211,72 +251,39 @@ class Compression:
         Args:
             model: The model that is being called: `target`, or a deep copy of it.
             call: Keyword arguments of `generate` or `forward`, not modified.
-            direct: Whether they are those of `forward`, which numbers tokens without looking at the mask.
+            direct: Whether they are those of `forward`, which numbers tokens without looking at the mask and does not
+                repeat the ids of cached tokens.
+            cached: Tokens that the call's cache holds already, uncompressed.
 
         Returns:
             The new keyword arguments with what is needed to undo the shortening, or None for a call that passes
-            through: nothing to compress, embeddings instead of ids, or a ratio of 1.
+            through: nothing to compress, embeddings or an encoder's output instead of ids and pixels, or a ratio of 1.
         """
-        self.report = Report(self.settings.retention_ratio, self.settings.method)
-        ids = call.get("input_ids")
-        if ids is None or self.settings.retention_ratio == 1.0:
+        settings = self.settings
+        embedded = any(call.get(name) is not None for name in ("inputs_embeds", "mm_encoder_outputs"))
+        if call.get("input_ids") is None or embedded or settings.retention_ratio == 1.0:
             return None
-        mask, given = call.get("attention_mask"), call.get("position_ids")
-        # Now, before the tower has work: what the prompt becomes is found out on the host.
-        own_ids: Tensor = ids.cpu()
-        own_mask, own_given = (None if x is None else x.cpu() for x in (mask, given))
-        adapters = [self.adapter, *([] if self.videos is None else [self.videos])]
-        found = visuals_of_call(model, call, own_ids, adapters)
-        if not found:
+        if all(call.get(adapter.pixels) is None for adapter in self.adapters.values()):
             return None
-        base = model.base_model
-        if mask is not None and mask.shape != ids.shape:
-            raise InputError(
-                f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}."
-            )
+        given = read_prompt(call, direct=direct, cached=cached)
+        found = visuals_of_call(model, call, given.ids, list(self.adapters.values()))
+        if any(bool(visuals.placeholder[:, :cached].any()) for visuals in found):
+            return None  # the cache holds images already
         if isinstance(call.get("logits_to_keep"), Tensor):
             raise InputError(
                 "logits_to_keep must be a number of last tokens, got a tensor: places move when tokens drop."
             )
-
-        clock = Clock(base.device)
+        base, clock = model.base_model, Clock(model.base_model.device)
         with clock.phase("tower"):
             encoded = [self.saliency.encode(base, visuals) for visuals in found]
         with clock.phase("selection"), torch.no_grad():
             groups = [self._select(base, own) for own in encoded]
-            on_host([group for own in groups for group in own])
-            entries = [entries_of(own, visuals, own_mask) for own, visuals in zip(groups, found, strict=True)]
-            kept = [torch.cat([entry.kept for entry in own]) for own in entries]
-            wanted = wanted_tokens(own_ids, found, kept)
-            prompt = shorten(own_ids, own_mask, wanted, _pad_token_id(model))
-            order = best_first if self.settings.thumbnail_order == "score" else raster
-            places = [[order(entry) for entry in own] for own in entries]
+            chosen = choose(given, found, groups, settings.thumbnail_order, _pad_token_id(model))
         with clock.phase("projection"):
-            outputs = {}
-            for visuals, tower, own in zip(found, encoded, places, strict=True):
-                features = visuals.adapter.kept(base, tower.output, visuals.layouts, own)
-                outputs[visuals.adapter.modality] = visuals.adapter.output(features, tower.output)
-        settings = self.settings
-        self.report = Report(settings.retention_ratio, settings.method, in_prompt_order(found, entries), clock)
-
-        read = {name for visuals in found for name in visuals.arguments}
-        new = {name: value for name, value in call.items() if name not in read}
-        new.pop("position_ids", None)
-        original = self.settings.positions == "original"
-        memory = memory_of_call(prompt, own_given, own_ids, own_mask, original).to(ids.device)
-        prompt = memory.prompt
-        for name, fill in ALIGNED.items():
-            if new.get(name) is not None:
-                new[name] = prompt.gather(new[name], fill)
-        new["input_ids"], new["attention_mask"] = prompt.input_ids, prompt.attention_mask
-        if original or direct or given is not None:
-            new["position_ids"] = memory.position_ids
-        if original:  # without a mask and a cache, transformers takes gaps in positions for packed sequences
-            new["attention_mask"] = memory.attention_mask
-        for output in outputs.values():
-            output.globalcom2_memory = memory
-        new["mm_encoder_outputs"] = outputs
-        return Short(new, prompt, memory, clock)
+            outputs = project(base, encoded, chosen)
+        self._report = Report(settings.retention_ratio, settings.method, in_prompt_order(found, chosen.entries), clock)
+        how = Rewriting(model, settings.positions == "original", direct, settings.logits == "full", clock)
+        return rewrite(call, given, found, chosen, outputs, how)
 
     def _select(self, base: Any, encoded: Encoded) -> list[Group]:
         """Select for all images, or videos, of one layout in one go."""
@@ -291,16 +298,6 @@ class Compression:
             Group(layout, members, views, thumbnails, self.choose(views, layout.known_grid))
             for layout, members, views, thumbnails in self.saliency.views(base, encoded, with_features)
         ]
-
-
-@dataclass
-class Short:
-    """A shortened call."""
-
-    call: dict[str, Any]
-    prompt: ShortPrompt
-    memory: Memory
-    clock: Clock
 
 
 def _pad_token_id(model: Any) -> int:

@@ -5,70 +5,50 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from globalcom2.errors import InputError
-from globalcom2.hf.cache import CACHE, Memory, recall, remember, with_cache_named
-
-if TYPE_CHECKING:
-    from globalcom2.hf.compression import Short
-    from globalcom2.hf.patching import State
-
-# Models whose generate is running here: their prompt is short already, so the forward hooks have nothing to do.
-running: ContextVar[frozenset[int]] = ContextVar("globalcom2_running", default=frozenset())
+from globalcom2.hf.active import Patch, Short, inside
+from globalcom2.hf.cache import CACHE, Memory, cache_of, cached_length, recall, remember, with_cache_named
+from globalcom2.hf.direct import check_cache
 
 
-class Generate:
+class Generate(Patch):
     """Stands in for a model's `generate`."""
 
-    def __init__(self, model: Any, state: State):
-        self.model = model
-        self.state = state
-        self.before = model.__dict__.get("generate")
-        functools.update_wrapper(self, model.generate)
+    stands_for = "generate"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Generate:
-        clone = copy.copy(self)
-        clone.model = memo.get(id(self.model), self.model)
-        clone.state = copy.deepcopy(self.state, memo)
-        clone.before = None
-        return clone
-
-    def original(self, **call: Any) -> Any:
-        """The model's own generate."""
+    def original(self, call: dict[str, Any], *, through: bool = False) -> Any:
+        """The model's own generate, of a call that is mapped to the short prompt or goes `through` as it came."""
         generate = self.before if self.before is not None else type(self.model).generate.__get__(self.model)
-        token = running.set(running.get() | {id(self.model)})
-        try:
+        with inside(self.model, through=through):
             return generate(**call)
-        finally:
-            running.reset(token)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         names = list(inspect.signature(type(self.model).generate).parameters)[1:]
         call = with_cache_named({**dict(zip(names, args, strict=False)), **kwargs})
-        compression = self.state.active
-        if compression is None:
-            return self.original(**call)
-        if call.get("inputs") is not None and "input_ids" not in call and not call["inputs"].is_floating_point():
-            call["input_ids"] = call.pop("inputs")
-        ids, cache = call.get("input_ids"), call.get(CACHE)
-        memory = recall(cache, ids)
-        if memory is not None:
-            return self._continue(call, memory)
-        if cache is not None and cache.get_seq_length() > 0:
-            return self.original(**call)
-        given = call
-        if ids is not None and call.get("attention_mask") is None:
-            call = {**call, "attention_mask": _inferred_mask(self.model, call)}
-        short = compression.shorten_call(self.model, call)
-        if short is None:
-            return self.original(**given)
-        return self._run(call, short)
+        with self.state.call(self.model):
+            compression = self.state.active
+            if compression is None:
+                return self.original(call, through=True)
+            self.state.warn_of_others()
+            if call.get("inputs") is not None and "input_ids" not in call and not call["inputs"].is_floating_point():
+                call["input_ids"] = call.pop("inputs")
+            ids, cache = call.get("input_ids"), call.get(CACHE)
+            memory = recall(cache, ids)
+            if memory is not None:
+                return self._continue(call, memory)
+            compression.forget()
+            check_cache(call)
+            given = call
+            if ids is not None and call.get("attention_mask") is None:
+                call = {**call, "attention_mask": _inferred_mask(self.model, call)}
+            short = compression.shorten_call(self.model, call, cached=cached_length(cache))
+            return self.original(given, through=True) if short is None else self._run(call, short)
 
     def _run(self, call: dict[str, Any], short: Short) -> Any:
         if short.memory.original_positions and _setting(self.model, call, "use_cache") is False:
@@ -78,18 +58,18 @@ class Generate:
             )
         try:
             with short.clock.phase("generation"):
-                out = self.original(**_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
+                out = self.original(_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
         finally:  # a streamer may have stopped the call after its cache was filled
             remember(call.get(CACHE), short.memory)
         out = _restored(out, call["input_ids"], short.prompt.input_ids)
-        remember(getattr(out, CACHE, None), short.memory)
+        remember(cache_of(out), short.memory)
         return out
 
     def _continue(self, call: dict[str, Any], memory: Memory) -> Any:
         """Go on from a cache that remembers its short prompt."""
         ids = call["input_ids"]
         call = memory.continued_prompt(call)
-        return _restored(self.original(**_adapted(self.model, call, ids, call["input_ids"])), ids, call["input_ids"])
+        return _restored(self.original(_adapted(self.model, call, ids, call["input_ids"])), ids, call["input_ids"])
 
 
 def _setting(model: Any, call: dict[str, Any], name: str) -> Any:
@@ -127,7 +107,7 @@ def _adapted(model: Any, call: dict[str, Any], ids: Tensor, short_ids: Tensor) -
         call["streamer"] = Streamer(call["streamer"], ids)
     for name in ("logits_processor", "stopping_criteria"):
         if call.get(name) is not None:
-            call[name] = type(call[name])([_full_prompt(f, ids, short) for f in call[name]])
+            call[name] = _shown_to(type(call[name]), call[name], ids, short)
     if call.get("prefix_allowed_tokens_fn") is not None:
         allowed = call["prefix_allowed_tokens_fn"]
         call["prefix_allowed_tokens_fn"] = lambda row, sequence: allowed(
@@ -136,14 +116,49 @@ def _adapted(model: Any, call: dict[str, Any], ids: Tensor, short_ids: Tensor) -
     return call
 
 
-def _full_prompt(function: Any, ids: Tensor, short: int) -> Any:
+class Shown:
     """A caller's own logits processor or stopping criterion, shown the prompt that the caller knows."""
 
-    @functools.wraps(function, updated=())
-    def shown(sequences: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return function(_with_prompt(ids, sequences, short), *args, **kwargs)
+    def __init__(self, function: Any, ids: Tensor, short: int):
+        self.function, self.ids, self.short = function, ids, short
+        # generate reads there which arguments a processor takes, and counts **kwargs as one.
+        asked = inspect.signature(function.__call__)
+        named = [p for p in asked.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        shown: Any = functools.partial(Shown.__call__, self)
+        shown.__signature__ = asked.replace(parameters=named)
+        self.__dict__["__call__"] = shown
 
-    return shown
+    def __call__(self, sequences: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.function(_with_prompt(self.ids, sequences, self.short), *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:  # generate asks for a criterion's attributes
+        if name == "function":
+            raise AttributeError(name)
+        return getattr(self.function, name)
+
+
+def _shown_to(kind: type, functions: Any, ids: Tensor, short: int) -> Any:
+    """A caller's list of that kind, with what `MergeCriteria` needs to show its items the caller's prompt."""
+    made = kind(functions)
+    made.globalcom2_prompt = (ids, short)
+    return made
+
+
+class MergeCriteria(Patch):
+    """Stands in for a model's `_merge_criteria_processor_list`.
+
+    transformers lets a caller's processor take the place of its own one of that type, so types must show until then.
+    """
+
+    stands_for = "_merge_criteria_processor_list"
+
+    def __call__(self, default_list: Any, custom_list: Any) -> Any:
+        own = type(self.model)._merge_criteria_processor_list(self.model, default_list, custom_list)
+        prompt = getattr(custom_list, "globalcom2_prompt", None)
+        if prompt is None:
+            return own
+        mine = {id(function) for function in custom_list}
+        return type(own)([Shown(item, *prompt) if id(item) in mine else item for item in own])
 
 
 def _with_prompt(ids: Tensor, sequences: Tensor, short: int) -> Tensor:
@@ -184,15 +199,14 @@ class Streamer:
         self.inner.end()
 
 
-class Expand:
-    """Repeats features for beams and several returns by the placeholders of each prompt.
+class Expand(Patch):
+    """Stands in for a model's `_expand_multimodal_outputs`: repeats features for beams and several returns.
 
-    The stock method splits by the length of each item; one item for the whole batch makes it repeat the batch in the
-    wrong order without an error.
+    It goes by the placeholders of each prompt. The stock method splits by the length of each item; one item for the whole
+    batch makes it repeat the batch in the wrong order without an error.
     """
 
-    def __init__(self, config: Any):
-        self.token_ids = {name: getattr(config, f"{name}_token_id", None) for name in ("image", "video")}
+    stands_for = "_expand_multimodal_outputs"
 
     def __call__(
         self,
@@ -201,27 +215,11 @@ class Expand:
         expand_size: int = 1,
         inputs_embeds: Tensor | None = None,
     ) -> dict[str, Any]:
-        expanded = dict(mm_encoder_output)
-        for name, token in self.token_ids.items():
+        config, expanded = self.model.config, dict(mm_encoder_output)
+        adapters = self.state.adapters
+        for name in ("image", "video"):
+            token = getattr(config, f"{name}_token_id", None)
             if token is not None and expanded.get(name) is not None:
-                expanded[name] = _repeated(expanded[name], (input_ids == token).sum(1).tolist(), expand_size)
+                counts = (input_ids == token).sum(1).tolist()
+                expanded[name] = adapters[name].repeat(expanded[name], counts, expand_size)
         return expanded
-
-
-def _repeated(output: Any, counts: list[int], times: int) -> Any:
-    """A copy of an encoder's output for prompts that hold so many of its features each, each prompt `times` times."""
-
-    def repeated(items: Any) -> Any:
-        parts = torch.cat([item.flatten(0, -2) for item in items]).split(counts)
-        rows = torch.cat([part for part in parts for _ in range(times)])
-        return rows[None] if isinstance(items, Tensor) else [rows]
-
-    expanded = copy.copy(output)
-    levels = getattr(output, "deepstack_features", None)
-    if output.pooler_output is not None:
-        expanded.pooler_output = repeated(output.pooler_output)
-    elif levels is not None:  # Granite 4 Vision: pairs of a layer and its features
-        expanded.deepstack_features = [(layer, repeated(items)) for layer, items in levels]
-    else:  # Llama 4 has its features there, and its model projects them.
-        expanded.last_hidden_state = repeated(output.last_hidden_state)
-    return expanded

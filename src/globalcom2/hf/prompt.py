@@ -1,8 +1,9 @@
-"""Shorten a batch of prompts: drop placeholders, pad again, and cut every aligned tensor the same way. Pure tensors."""
+"""Shorten a batch of prompts: drop placeholders, pad again, and cut every aligned tensor in step. Pure tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ ALIGNED = {
     "labels": -100,
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
+    "seq_idx": -1,
 }
 
 # Keyword arguments with what a vision tower reads.
@@ -25,60 +27,91 @@ class ShortPrompt:
     input_ids: Tensor
     """(batch, short)."""
     attention_mask: Tensor | None
-    """(batch, short); None where the caller gave none and no row needs padding."""
+    """(batch, short), with the caller's own values; None where the caller gave none and no row needs padding."""
     index: Tensor
     """(batch, short): the place in the caller's prompt of every token."""
     real: Tensor
     """bool (batch, short): False on padding."""
+    placed: Tensor
+    """bool (batch, short): False on padding that the caller's prompt does not have."""
 
     def to(self, device: torch.device) -> ShortPrompt:
-        """The same on a device, without waiting for it."""
+        """A copy on a device, made without waiting for it."""
+        names = ("input_ids", "attention_mask", "index", "real", "placed")
+        tensors = {name: getattr(self, name) for name in names}
+        moved: Any = {n: None if x is None else x.to(device, non_blocking=True) for n, x in tensors.items()}
+        return replace(self, **moved)
+
+    def after(self, count: int) -> ShortPrompt:
+        """The prompt without its first `count` columns, which must be the caller's own ("fixed" in `shorten`)."""
+        if count == 0:
+            return self
         mask = self.attention_mask
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.index, self.real))
-        ids, index, real = moved
-        return ShortPrompt(ids, None if mask is None else mask.to(device, non_blocking=True), index, real)
+        return ShortPrompt(
+            self.input_ids[:, count:],
+            None if mask is None else mask[:, count:],
+            self.index[:, count:] - count,
+            self.real[:, count:],
+            self.placed[:, count:],
+        )
 
     def gather(self, tensor: Tensor, fill: int) -> Tensor:
         """Cut a tensor (..., batch, long) aligned with the caller's prompt."""
         index = self.index.to(tensor.device).expand(*tensor.shape[:-1], -1)
         return tensor.gather(-1, index).masked_fill(~self.real.to(tensor.device), fill)
 
+    def gather_shifted(self, tensor: Tensor, fill: int) -> Tensor:
+        """Cut a tensor (batch, long) whose value at a place belongs to the token after it.
 
-def shorten(input_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor, pad_token_id: int) -> ShortPrompt:
-    """Drop the tokens that are not wanted, and padding.
+        A kept token gets the value that belongs to the next kept token.
+        """
+        index, real = self.index.to(tensor.device), self.real.to(tensor.device)
+        following = torch.cat([index[:, 1:] - 1, index[:, -1:]], 1).clamp(min=0)
+        last = torch.cat([~real[:, 1:], torch.ones_like(real[:, :1])], 1)
+        return tensor.gather(-1, torch.where(last, index, following)).masked_fill(~real, fill)
+
+
+def shorten(
+    input_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor, pad_token_id: int, fixed: int = 0
+) -> ShortPrompt:
+    """Drop the tokens that are not wanted, and padding before and between tokens.
+
+    Masked places after a row's last token stay, as padding: whatever is counted from the end of a prompt, such as the
+    log-probabilities of a completion, stays where it was.
 
     Args:
         input_ids: (batch, long).
-        attention_mask: (batch, long) or None for no padding.
+        attention_mask: (batch, long), nonzero where a token is; None for no padding.
         wanted: bool (batch, long).
         pad_token_id: What to fill padding with.
+        fixed: The first columns stay as they are, padding included: a cache holds them.
 
     Returns:
-        The batch, padded on the side on which the caller's was (left if it had no padding).
+        The batch, padded on the left (after the fixed columns) to one length.
     """
-    right_padded = False
-    if attention_mask is not None:
-        present = attention_mask.to(wanted.device).bool()
-        wanted = wanted & present
-        right_padded = bool((present[:, 0].all() & ~present[:, -1].all()).item())
-    lengths = wanted.sum(1)
+    batch, long = input_ids.shape
+    present = torch.ones_like(wanted) if attention_mask is None else attention_mask.to(wanted.device).bool()
+    column = torch.arange(long, device=wanted.device)
+    last = torch.where(present, column, -1).amax(1, keepdim=True)
+    trailing = (column > last) & (last >= 0)
+    stays = ((wanted & present) | trailing)[:, fixed:]
+    lengths = stays.sum(1)
     length = int(lengths.max())
-    order = torch.argsort(~wanted, dim=1, stable=True)[:, :length]
-    column = torch.arange(length, device=wanted.device)
-    if right_padded:
-        index, real = order, column < lengths[:, None]
-    else:
-        shift = column - (length - lengths)[:, None]
-        index, real = order.gather(1, shift.clamp(min=0)), shift >= 0
-    ids = input_ids.gather(1, index).masked_fill(~real, pad_token_id)
+    order = torch.argsort(~stays, dim=1, stable=True)[:, :length]
+    shift = torch.arange(length, device=wanted.device) - (length - lengths)[:, None]
+    index = torch.cat([column[:fixed].expand(batch, -1), fixed + order.gather(1, shift.clamp(min=0))], 1)
+    placed = torch.cat([torch.ones_like(present[:, :fixed]), shift >= 0], 1)
+    real = placed & present.gather(1, index)
+    ids = input_ids.gather(1, index)
+    ids[:, fixed:] = ids[:, fixed:].masked_fill(~real[:, fixed:], pad_token_id)
     mask = None
     if attention_mask is not None:
-        mask = real.to(attention_mask.dtype)
+        mask = attention_mask.gather(1, index).masked_fill(~real, 0)
     elif not bool(real.all()):
         mask = real.long()
-    return ShortPrompt(ids, mask, index, real)
+    return ShortPrompt(ids, mask, index, real, placed)
 
 
-def original_positions(attention_mask: Tensor) -> Tensor:
-    """Positions (batch, long) that an uncompressed call gives to a prompt."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+def original_positions(present: Tensor) -> Tensor:
+    """Positions (batch, long) that an uncompressed call gives to a prompt; `present` is nonzero where a token is."""
+    return (present.bool().long().cumsum(-1) - 1).clamp(min=0)
