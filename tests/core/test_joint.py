@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toys
 from globalcom2 import InputError, Views, select
 from globalcom2.core import allocation
 from globalcom2.core.budget import image_budget

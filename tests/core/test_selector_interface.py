@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toys
 from globalcom2 import InputError, Views, select
 from globalcom2.core import allocation, methods
 from globalcom2.core.budget import Budget, image_budget

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from globalcom2.core.budget import Budget
 from globalcom2.core.ranking import Ranking
+
+LARGEST_RATIO = 1e6  # beyond it shares would not sum up in double precision; right ones are of the order of one
 
 
 def apportion(totals: Tensor, weights: Tensor, floors: Tensor, caps: Tensor) -> Tensor:
@@ -50,50 +53,49 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def keep_best(scores: Tensor, count: int) -> Tensor:
-    """Mask of the `count` highest scores along the last axis."""
-    return ranks(scores) < count
+    """Mask of the `count` highest scores along the last axis; NaN counts as the lowest."""
+    return ranks(_sortable(scores)) < count
 
 
 def as_published(ranking: Ranking, retention_ratio: float, valid: Tensor) -> tuple[Tensor | None, Tensor]:
     """The published code's rounding: int() of every view's own share, nothing redistributed. (thumbnail, crops)."""
     thumbnail = ranking.thumbnail
     kept = None if thumbnail is None else keep_best(thumbnail, int(thumbnail.shape[-1] * retention_ratio))
-    counts = (valid.sum(-1).double() * ranking.ratios).long()
+    counts = (valid.sum(-1).double() * _ratios(ranking)).long()
     return kept, _rank_valid(ranking.crops, valid) < counts[..., None]
 
 
 def exact(ranking: Ranking, budget: Budget, valid: Tensor) -> tuple[Tensor | None, Tensor]:
     """Masks that keep exactly `budget.thumbnail` and `budget.crops` tokens, never a padded one. (thumbnail, crops)."""
     position = _rank_valid(ranking.crops, valid)
-    counts = _share(torch.full((1,), budget.crops, device=valid.device), ranking.ratios, valid)[:, 0]
+    counts = _share(torch.full((1,), budget.crops, device=valid.device), _ratios(ranking), valid)[:, 0]
     return _thumbnail(ranking, budget), position < counts[..., None]
 
 
 def exact_with_newlines(
     ranking: Ranking, budget: Budget, valid: Tensor, lines: Tensor, line_count: int
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The same when a line of the stitched crops that keeps a token also costs its newline.
+    """Masks that keep exactly `budget.crops` of tokens and newlines: a line that keeps a token also costs its newline.
+    The largest number of tokens whose lines can be paid is found among all candidates at
+       once; what is left over (rarely more than one) buys the next tokens of lines that are open anyway, and where there
+       are none, a token without its newline.
 
-    `budget.crops` pays for both. The largest number of tokens whose lines can be paid is found among all candidates at
-    once; what is left over (rarely more than one) buys the next tokens of lines that are open anyway, and where there
-    are none, a token without its newline.
+       Args:
+           ranking: As a selector returns it, with a batch axis.
+           budget: From `keep_counts` with `newlines=line_count`.
+           valid: bool (crops, tokens).
+           lines: int (crops, tokens), -1 on padding.
+           line_count: Number of lines.
 
-    Args:
-        ranking: As a selector returns it, with a batch axis.
-        budget: From `keep_counts` with `newlines=line_count`.
-        valid: bool (crops, tokens).
-        lines: int (crops, tokens), -1 on padding.
-        line_count: Number of lines.
-
-    Returns:
-        (thumbnail (batch, tokens) or None, crops (batch, crops, tokens), newlines (batch, line_count)).
+       Returns:
+           (thumbnail (batch, tokens) or None, crops (batch, crops, tokens), newlines (batch, line_count)).
     """
     batch, crops, tokens = ranking.crops.shape
     position = _rank_valid(ranking.crops, valid)
     totals = torch.arange(max(0, budget.crops - line_count), budget.crops + 1, device=valid.device).clamp(
         max=valid.sum()
     )
-    counts = _share(totals, ranking.ratios, valid)  # (batch, candidates, crops)
+    counts = _share(totals, _ratios(ranking), valid)  # (batch, candidates, crops)
 
     # A line opens for a candidate as soon as one crop's count reaches the crop's best token on that line.
     best = position.new_full((batch, crops, line_count + 1), tokens)
@@ -119,6 +121,69 @@ def exact_with_newlines(
     return _thumbnail(ranking, budget), keep, newlines
 
 
+def joint(
+    ranking: Ranking, budget: Budget, valid: Tensor, lines: Tensor | None = None, line_count: int = 0, opens: int = 1
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Masks that keep exactly the budget of one order over all crops, equal scores by index, never a padded token.
+
+    Tokens are kept in order as long as the budget pays for them; with `lines`, a line's `opens`-th token also costs the
+    line's newline. One that is left over, because the next token would cost two, buys the next token in order that opens
+    no line, and where there is none, the next token without its newline. What is left over when all tokens are kept buys
+    newlines, in the order of their lines.
+
+    Args:
+        ranking: As a selector returns it, with a batch axis; `ratios` are not read.
+        budget: With `ranking.thumbnail_competes`, the thumbnail and the crops share `total`.
+        valid: bool (crops, tokens).
+        lines: int (crops, tokens), -1 on padding. None: newlines cost nothing.
+        line_count: Number of lines.
+        opens: Which of a line's tokens makes its newline count and stay; at least 1.
+
+    Returns:
+        (thumbnail (batch, tokens) or None, crops (batch, crops, tokens), newlines (batch, line_count) or None).
+    """
+    batch, crops, tokens = ranking.crops.shape
+    scores, real = _sortable(ranking.crops).flatten(1), valid.flatten()
+    line = torch.full_like(real, -1, dtype=torch.int64) if lines is None else lines.flatten().long()
+    own, total = 0, budget.crops
+    if ranking.thumbnail_competes and ranking.thumbnail is not None:
+        own, total = ranking.thumbnail.shape[1], budget.total
+        scores = torch.cat([_sortable(ranking.thumbnail), scores], 1)
+        real, line = F.pad(real, (own, 0), value=True), F.pad(line, (own, 0), value=-1)
+    order = scores.masked_fill(~real, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    real, line = real[order], line[order]  # from here on, in order
+
+    cost = 1 + ((_nth_of_line(line) == opens) & (line >= 0)).long()
+    kept = (cost.cumsum(-1) <= total) & real
+    held = torch.zeros(batch, line_count + 1, dtype=torch.int64, device=valid.device)
+    held = held.scatter_add(-1, line + 1, kept.long())
+    left = total - torch.where(kept, cost, 0).sum(-1, keepdim=True)
+    spare = real & ~kept
+    costs_one = spare & ((line < 0) | (held.gather(-1, line + 1) + 1 != opens))
+    # One at most is left over where a token is spare.
+    buys = torch.where(costs_one.any(-1, keepdim=True), costs_one, spare)
+    kept = kept | (buys & (buys.cumsum(-1) == 1) & (left > 0))
+    mask = torch.zeros_like(kept).scatter(-1, order, kept)
+
+    thumbnail = mask[:, :own] if own else _thumbnail(ranking, budget)
+    newlines = None
+    if lines is not None:
+        newlines = held[:, 1:] >= opens
+        unbought = torch.where(spare.any(-1, keepdim=True), 0, left)
+        newlines = newlines | ((~newlines).cumsum(-1) <= unbought)
+    return thumbnail, mask[:, own:].unflatten(1, (crops, tokens)), newlines
+
+
+def _nth_of_line(line: Tensor) -> Tensor:
+    """For each place, how many places up to it have the same number, int64 (batch, places)."""
+    together = line.argsort(dim=-1, stable=True)
+    sorted_line = line.gather(-1, together)
+    place = torch.arange(line.shape[-1], device=line.device).expand_as(line)
+    begins = F.pad(sorted_line[:, 1:] != sorted_line[:, :-1], (1, 0), value=True)
+    start = torch.where(begins, place, 0).cummax(-1).values
+    return torch.empty_like(line).scatter(-1, together, place - start + 1)
+
+
 def occupied_lines(crops: Tensor, lines: Tensor, line_count: int) -> Tensor:
     """Lines that keep a token, bool (batch, line_count)."""
     batch = crops.shape[0]
@@ -130,9 +195,20 @@ def _thumbnail(ranking: Ranking, budget: Budget) -> Tensor | None:
     return None if ranking.thumbnail is None else keep_best(ranking.thumbnail, budget.thumbnail)
 
 
+def _sortable(scores: Tensor) -> Tensor:
+    """Scores above minus infinity, so that padding can stand after all of them; NaN becomes the lowest one."""
+    return scores.nan_to_num(nan=torch.finfo(scores.dtype).min)
+
+
+def _ratios(ranking: Ranking) -> Tensor:
+    """Ratios that can be shared out, float64 (batch, crops): NaN and what is negative count as zero."""
+    ratios: Tensor = ranking.ratios  # type: ignore[assignment]
+    return ratios.double().nan_to_num(nan=0.0, posinf=LARGEST_RATIO).clamp(0.0, LARGEST_RATIO)
+
+
 def _rank_valid(scores: Tensor, valid: Tensor) -> Tensor:
     """Ranks in each crop, with padding after every valid token."""
-    return ranks(scores.masked_fill(~valid, -torch.inf))
+    return ranks(_sortable(scores).masked_fill(~valid, -torch.inf))
 
 
 def _share(totals: Tensor, ratios: Tensor, valid: Tensor) -> Tensor:

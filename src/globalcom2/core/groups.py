@@ -46,14 +46,22 @@ def on_host(groups: list[Group]) -> None:
     """Copy all masks to the host: the one time that it waits for the device between tower and language model.
 
     Raises:
-        DataError: Scores that are not finite.
+        DataError: Scores that are not finite, from the tower or from the method.
     """
     masks = [mask for group in groups for mask in group.masks]
-    finite = [all_finite(group.views)[None] for group in groups]
-    copied = torch.cat([mask.flatten() for mask in (*finite, *masks)]).cpu()
-    for flag, group in zip(copied[: len(groups)].tolist(), groups, strict=True):
-        if not flag:
-            require_finite(group.views)
-    left = iter(copied[len(groups) :].split([mask.numel() for mask in masks]))
+    flags = [flag[None] for group in groups for flag in (all_finite(group.views), _sound(group.keep))]
+    copied = torch.cat([mask.flatten() for mask in (*flags, *masks)]).cpu()
+    fine = iter(copied[: len(flags)].tolist())
     for group in groups:
-        group.keep = Keep(*(next(left).view(mask.shape) for mask in group.masks))
+        if not next(fine):
+            require_finite(group.views)
+        if not next(fine) and group.keep.unchecked is not None:
+            group.keep.unchecked.require()
+    left = iter(copied[len(flags) :].split([mask.numel() for mask in masks]))
+    for group in groups:
+        group.keep = Keep(*(next(left).view(mask.shape) for mask in group.masks), merge=group.keep.merge)
+
+
+def _sound(keep: Keep) -> Tensor:
+    """Whether the method's values can be used, bool () on their device."""
+    return keep.crops.new_ones(()) if keep.unchecked is None else keep.unchecked.sound()

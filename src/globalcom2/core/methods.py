@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,21 +18,81 @@ ENTRY_POINTS = "globalcom2.methods"
 """Entry-point group: another package registers `name = "module:METHOD"`, METHOD being a `Method`."""
 
 
+READS = ("features", "keys", "cls")
+"""What a method may read of the tower besides scores."""
+
+
 @dataclass(frozen=True)
 class Method:
-    """One selector: `target` is "module:function", called as function(views, retention_ratio, **options) -> Ranking."""
+    """One selector, and what it wants to be given.
+
+    `target` is called as function(views, retention_ratio, **options) and returns a `globalcom2.selectors.Ranking`.
+    Options are its keyword-only parameters.
+
+    With `nested=False` the function has one more keyword-only parameter, `counts`, and is asked several times:
+
+    1. `counts=None`: it answers with its `ratios` and any scores. From these, allocation makes the number of tokens for
+       the thumbnail and for each crop.
+    2. `counts` a `globalcom2.selectors.Counts` of those numbers: the tokens that it ranks first must be its set of that
+       size, in the thumbnail and in each crop. Where it returned `ratios=None`, `counts.crops` is (batch, 1), the size
+       of one set over all crops; with `thumbnail_competes` the thumbnail's tokens are among these.
+    3. Where newlines count, once more: the set opens lines, newlines are paid for them, and `counts` says what is left.
+       What its last set opens may differ by a line or two, so a few tokens more or fewer may be kept than `counts` said,
+       in the order of its last answer.
+
+    `ratios` and `thumbnail_competes` of the first answer hold; those of later ones are not read. Totals are exact
+    whatever the function returns.
+
+    Raises:
+        InputError: A field of the wrong type or out of range.
+    """
 
     name: str
+    """For `method=`."""
     target: str
+    """"module:function", imported on first use."""
     summary: str
+    """One line for lists."""
     source: str
+    """Where it was published, or what it is for."""
     published: dict[str, Any] = field(default_factory=dict)
     """Options that reproduce the published code, used with `exact=False`."""
     needs_features: bool = False
-    """True to receive `views.features`; gathering them costs a copy of the tower's output."""
+    """An older way to say `reads=("features",)`."""
     needs_grid: bool = True
     """False for a method that looks at no crop's place. All others get no image whose grid is unknown: its crops share
     the budget evenly, with a warning."""
+    nested: bool = True
+    """Whether the set of n tokens contains that of n - 1 for every n, so that one order says all. False: the function is
+    told its counts before it chooses."""
+    score: str | None = None
+    """The score type that the method is defined on, see `Views`. Used where the caller of `compress` leaves `score` out.
+    None: the model family's."""
+    layers: tuple[int, ...] = ()
+    """Further layers of the tower whose scores the method reads as `views.layer_scores`, besides the one of `scores`;
+    negative counts from the end. They have the same score type, which must be one that is read in attention."""
+    reads: tuple[str, ...] = ()
+    """What of "features", "keys" and "cls" the method reads in `Views`. Each costs a copy of what the tower made."""
+    merges: bool = False
+    """Whether the method's `Ranking.merge` may be other than None."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reads, tuple) or any(name not in READS for name in self.reads):
+            raise InputError(
+                f"reads of method {self.name!r} must be a tuple of {', '.join(READS)}, got {self.reads!r}."
+            )
+        if not isinstance(self.layers, tuple) or any(type(layer) is not int for layer in self.layers):
+            raise InputError(f"layers of method {self.name!r} must be a tuple of integers, got {self.layers!r}.")
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """What of "features", "keys" and "cls" the method is given."""
+        return frozenset(self.reads) | ({"features"} if self.needs_features else frozenset())
+
+    @property
+    def on_scores_alone(self) -> bool:
+        """Whether scores of one layer are all that the method reads, and masks all that it decides."""
+        return not self.wanted and not self.layers and not self.merges
 
     def load(self) -> Callable[..., Any]:
         """Import the selector's function."""
@@ -78,8 +139,20 @@ def register_method(method: Method) -> None:
 
 @cache
 def _load_entry_points() -> None:
+    """Register the methods of other packages; one that cannot be used is left out, with a warning."""
     for entry in entry_points(group=ENTRY_POINTS):
-        register_method(entry.load())
+        try:
+            method = entry.load()
+            if not isinstance(method, Method):
+                raise InputError(f"it must be a globalcom2.Method, got {type(method).__name__}.")
+            register_method(method)
+        except Exception as error:  # whatever another package may raise: all other methods must work
+            owner = "an unknown distribution" if entry.dist is None else f"distribution {entry.dist.name!r}"
+            warnings.warn(
+                f"globalcom2: entry point {entry.name!r} ({entry.value}) of {owner} in group {ENTRY_POINTS!r} is left out: "
+                f"{type(error).__name__}: {error} Update or remove that distribution.",
+                stacklevel=2,
+            )
 
 
 def list_methods() -> list[str]:
@@ -125,7 +198,8 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
 def check_options(method: Method, options: dict[str, Any], also: tuple[str, ...] = ()) -> None:
     """Raise `InputError` for an option that the selector does not have; `also` names options of the caller's own."""
     parameters = inspect.signature(method.load()).parameters.values()
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    ours = () if method.nested else ("counts",)
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in ours]
     for name in options:
         if name not in known:
             raise unknown_name(f"option of method {method.name!r}", name, [*known, *also])

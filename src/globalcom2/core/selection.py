@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from globalcom2.core import allocation
 from globalcom2.core.budget import Budget, check_ratio, image_budget
-from globalcom2.core.methods import check_options, get_method
-from globalcom2.core.ranking import Ranking
+from globalcom2.core.checking import Unchecked, check_ranking
+from globalcom2.core.methods import Method, check_options, get_method
+from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import DataError, InputError
 
@@ -30,6 +31,10 @@ class Keep:
     """bool (crops, tokens); never a padded token."""
     newlines: Tensor | None = None
     """bool (lines,): newlines that stay; None where the packing has none."""
+    merge: Merge | None = None
+    """What a method that merges adds to kept tokens, see `Merge`; None for all others."""
+    unchecked: Unchecked | None = None
+    """Without `check`: what the method returned, whose values nobody has looked at yet."""
 
 
 def budget_of(views: Views, retention_ratio: float, newlines: str = "counted", thumbnail_weight: float = 1.0) -> Budget:
@@ -63,17 +68,19 @@ def select(
             keeps its newline and none is counted, as in the published code. Default: "counted" if `exact`, else "all".
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
             budget. Needs `exact`.
-        check: Whether to look for values that are not finite, which makes a host wait for its device. Without it, such
-            values keep an arbitrary set; `all_finite` and `require_finite` are the two halves. A call without
-            it that has run before can be captured by a CUDA graph, if `valid` and `lines` are in pinned memory.
+        check: Whether to look for values that are not finite, in the views and in what the method returns, which makes a
+            host wait for its device. Without it, such values keep an arbitrary set, of the exact size still: `all_finite`
+            and `require_finite` are the two halves for views, `Keep.unchecked` has those for the method. A call
+            without it that has run before can be captured by a CUDA graph, if `valid` and `lines` are in pinned memory.
         **options: Options of the method, see its docstring.
 
     Returns:
         `Keep` with boolean masks.
 
     Raises:
-        InputError: A ratio, method or option out of range.
-        DataError: Scores that are not finite.
+        InputError: A ratio, method or option out of range, or a method that does not return a `Ranking` of the right
+            shapes.
+        DataError: Scores that are not finite, from the views or from the method.
     """
     if not isinstance(views, Views):
         raise InputError(
@@ -92,32 +99,95 @@ def select(
     views = views if batched else _with_batch_axis(views)
     if check and not bool(all_finite(views)):
         require_finite(views)
-    ranking: Ranking = chosen.load()(views, ratio, **options)
+    keep = _decide(chosen, options, views, _Rule(ratio, exact, newlines, thumbnail_weight))
+    if check and keep.unchecked is not None:
+        if not bool(keep.unchecked.sound()):
+            keep.unchecked.require()
+        keep = replace(keep, unchecked=None)
+    return keep if batched else _without_batch_axis(keep)
 
-    lines = None if views.lines is None else views.lines.to(views.scores.device, non_blocking=True)
-    valid = views.valid_mask
-    batch = views.scores.shape[0]
-    kept_newlines = None
-    if not exact:
-        thumbnail, crops = allocation.as_published(ranking, ratio, valid)
-    elif lines is None or newlines == "all" or views.line_count == 0:
-        thumbnail, crops = allocation.exact(ranking, budget_of(views, ratio, "all", thumbnail_weight), valid)
-    elif newlines == "none":
-        thumbnail, crops = allocation.exact(ranking, budget_of(views, ratio, newlines, thumbnail_weight), valid)
-        kept_newlines = torch.zeros(batch, views.line_count, dtype=torch.bool, device=valid.device)
+
+@dataclass(frozen=True)
+class _Rule:
+    """How a ranking becomes masks: checked arguments of `select`."""
+
+    ratio: float
+    exact: bool
+    newlines: str
+    thumbnail_weight: float
+
+
+def _decide(method: Method, options: dict[str, Any], views: Views, rule: _Rule) -> Keep:
+    """Ask the method, and turn its ranking into masks. Never waits for the device."""
+    function = method.load()
+    if method.nested:
+        rankings = [_checked(method, function(views, rule.ratio, **options), views)]
+        masks = _masks(method, rankings[0], views, rule)
     else:
-        budget = budget_of(views, ratio, newlines, thumbnail_weight)
-        thumbnail, crops, kept_newlines = allocation.exact_with_newlines(
-            ranking, budget, valid, lines, views.line_count
-        )
-    if lines is not None and kept_newlines is None:
-        kept_newlines = torch.ones(batch, views.line_count, dtype=torch.bool, device=valid.device)
-        if newlines == "counted" and views.line_count:
-            kept_newlines = allocation.occupied_lines(crops, lines, views.line_count)
+        first = _checked(method, function(views, rule.ratio, counts=None, **options), views)
+        rankings, masks = [first], _masks(method, first, views, rule)
+        paid = rule.exact and rule.newlines == "counted" and views.line_count > 0
+        for _ in range(2 if paid else 1):
+            counts = _counts(first, masks, views, rule)
+            answer = _checked(method, function(views, rule.ratio, counts=counts, **options), views)
+            rankings.append(answer._replace(ratios=first.ratios, thumbnail_competes=first.thumbnail_competes))
+            masks = _masks(method, rankings[-1], views, rule)
+    return Keep(*masks, rankings[-1].merge, Unchecked(method, tuple(rankings), views.valid_mask))
+
+
+def _checked(method: Method, ranking: Any, views: Views) -> Ranking:
+    check_ranking(method, ranking, views)
+    checked: Ranking = ranking
+    return checked
+
+
+def _counts(ranking: Ranking, masks: tuple[Tensor, Tensor, Tensor | None], views: Views, rule: _Rule) -> Counts:
+    """What the masks keep, for a method that must know it; see `Method`."""
+    thumbnail, crops, _ = masks
+    own = 0 if views.thumbnail_scores is None else views.thumbnail_tokens
+    if ranking.ratios is None:
+        total = crops.flatten(1).sum(-1, keepdim=True)
+        if ranking.thumbnail_competes:
+            return Counts(0, total + thumbnail.sum(-1, keepdim=True))
+        return Counts(budget_of(views, rule.ratio, rule.newlines, rule.thumbnail_weight).thumbnail, total)
+    if not rule.exact:
+        return Counts(int(own * rule.ratio), crops.sum(-1))
+    return Counts(budget_of(views, rule.ratio, rule.newlines, rule.thumbnail_weight).thumbnail, crops.sum(-1))
+
+
+def _masks(method: Method, ranking: Ranking, views: Views, rule: _Rule) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Thumbnail (batch, tokens), crops (batch, crops, tokens) and newlines (batch, lines), as in `Keep`."""
+    valid, counted = views.valid_mask, rule.newlines == "counted" and views.line_count > 0
+    lines = None if views.lines is None else views.lines.to(valid.device, non_blocking=True)
+    budget = budget_of(views, rule.ratio, rule.newlines, rule.thumbnail_weight)
+    newlines = None
+    if ranking.ratios is None:
+        if not rule.exact:
+            raise InputError(
+                f"exact must be True for method {method.name!r}, got False: it ranks the tokens of all crops in one order, "
+                "which has no published rounding. Leave exact out."
+            )
+        own = lines if counted else None
+        thumbnail, crops, newlines = allocation.joint(ranking, budget, valid, own, views.line_count)
+    elif not rule.exact:
+        thumbnail, crops = allocation.as_published(ranking, rule.ratio, valid)
+    elif counted and lines is not None:
+        thumbnail, crops, newlines = allocation.exact_with_newlines(ranking, budget, valid, lines, views.line_count)
+    else:
+        thumbnail, crops = allocation.exact(ranking, budget, valid)
+    if lines is not None and newlines is None:
+        newlines = _uncounted_newlines(crops, lines, views, rule)
     if thumbnail is None:
-        thumbnail = valid.new_zeros(batch, 0)
-    keep = Keep(thumbnail, crops, kept_newlines)
-    return keep if batched else Keep(*(None if mask is None else mask[0] for mask in (thumbnail, crops, kept_newlines)))  # type: ignore[arg-type]
+        thumbnail = valid.new_zeros(len(crops), 0)
+    return thumbnail, crops, newlines
+
+
+def _uncounted_newlines(crops: Tensor, lines: Tensor, views: Views, rule: _Rule) -> Tensor:
+    """Newlines (batch, lines) that stay where no budget pays for them."""
+    if rule.newlines == "counted" and views.line_count:
+        return allocation.occupied_lines(crops, lines, views.line_count)
+    stay = rule.newlines != "none" or not rule.exact
+    return torch.full((len(crops), views.line_count), stay, dtype=torch.bool, device=crops.device)
 
 
 def check_thumbnail_weight(weight: float, exact: bool) -> None:
@@ -130,10 +200,16 @@ def check_thumbnail_weight(weight: float, exact: bool) -> None:
 
 def _with_batch_axis(views: Views) -> Views:
     lifted = copy.copy(views)  # checked already
-    for name in ("scores", "features", "thumbnail_scores", "guidance"):
+    for name in ("scores", "features", "thumbnail_scores", "guidance", "layer_scores", "keys", "cls"):
         tensor = getattr(views, name)
         object.__setattr__(lifted, name, None if tensor is None else tensor[None])
     return lifted
+
+
+def _without_batch_axis(keep: Keep) -> Keep:
+    newlines = None if keep.newlines is None else keep.newlines[0]
+    merge = None if keep.merge is None else Merge(*(part[0] for part in keep.merge))
+    return Keep(keep.thumbnail[0], keep.crops[0], newlines, merge, keep.unchecked)
 
 
 def all_finite(views: Views) -> Tensor:

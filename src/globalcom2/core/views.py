@@ -38,6 +38,11 @@ class Views:
             `token_grid`.
         guidance: float (crops, tokens), for views without a thumbnail to keep: what a commander thinks of every crop
             token. Of a video, where crops are frames: how little the token resembles the pooled clip.
+        layer_scores: float (layers, 1 + crops, tokens), thumbnail first: scores read in further layers of the tower, in
+            the order of `Method.layers`.
+        keys: float (1 + crops, tokens, dim), thumbnail first: the attention keys of the layer that `scores` were read
+            in, mean over heads.
+        cls: float (1 + crops, dim), thumbnail first: what the tower's last layer says of [CLS].
 
     Raises:
         InputError: Shapes that do not fit together.
@@ -53,28 +58,16 @@ class Views:
     score_type: str = "logits"
     thumbnail_grid: tuple[int, int] | None = None
     guidance: Tensor | None = None
+    layer_scores: Tensor | None = None
+    keys: Tensor | None = None
+    cls: Tensor | None = None
 
     def __post_init__(self) -> None:
         scores = self.scores
         if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.ndim not in (2, 3):
-            raise InputError(f"scores must be a float tensor (crops, tokens), got {_describe(scores)}.")
-        batch, (crops, tokens) = tuple(scores.shape[:-2]), scores.shape[-2:]
-        grid = self.grid if self.grid is not None else (min(crops, 1), crops)
-        if not _is_size(grid) or grid[0] * grid[1] != crops:
-            raise InputError(f"grid must be (rows, cols) with rows * cols == {crops} crops, got {self.grid!r}.")
-        object.__setattr__(self, "grid", (int(grid[0]), int(grid[1])))
-        side = math.isqrt(tokens)
-        token_grid = self.token_grid if self.token_grid is not None else (side, side)
-        if not _is_size(token_grid) or token_grid[0] * token_grid[1] != tokens:
-            raise InputError(
-                f"token_grid must be (height, width) with height * width == {tokens} tokens per view, got "
-                f"{self.token_grid!r}. A view that is not square needs it."
-            )
-        object.__setattr__(self, "token_grid", (int(token_grid[0]), int(token_grid[1])))
-        thumbnail_grid = self.thumbnail_grid if self.thumbnail_grid is not None else token_grid
-        if not _is_size(thumbnail_grid):
-            raise InputError(f"thumbnail_grid must be (height, width) in tokens, got {self.thumbnail_grid!r}.")
-        object.__setattr__(self, "thumbnail_grid", (int(thumbnail_grid[0]), int(thumbnail_grid[1])))
+            raise InputError(f"scores must be a float tensor (crops, tokens), got {describe(scores)}.")
+        self._fill_grids()
+        batch, (crops, tokens) = tuple(scores.shape[:-2]), tuple(scores.shape[-2:])
         if self.thumbnail_scores is None and crops == 0:
             raise InputError(
                 "thumbnail_scores must be given for an image without crops, got None: there is no view to keep."
@@ -86,16 +79,51 @@ class Views:
             raise InputError("guidance must be None where thumbnail_scores guide, got both. Give one of them.")
         _check("valid", self.valid, (crops, tokens), "bool")
         _check("lines", self.lines, (crops, tokens), "int")
-        if self.features is not None and self.thumbnail_grid != self.token_grid:
-            raise InputError(
-                f"features must be None where the thumbnail has a token grid of its own ({self.thumbnail_grid} and "
-                f"{self.token_grid} for crops), got {_describe(self.features)}. Use a method that reads scores alone."
-            )
-        if self.features is not None:
-            dim = self.features.shape[-1] if isinstance(self.features, Tensor) and self.features.ndim else 0
-            _check("features", self.features, (*batch, 1 + crops, tokens, dim), "float", "Thumbnail first.")
+        self._check_further()
         if self.score_type not in SCORE_TYPES:
             raise InputError(f"score_type must be one of {', '.join(SCORE_TYPES)}, got {self.score_type!r}.")
+        self._check_lines()
+
+    def _fill_grids(self) -> None:
+        """Replace the grids by pairs of integers, defaults filled in."""
+        crops, tokens = self.scores.shape[-2:]
+        grid = self.grid if self.grid is not None else (min(crops, 1), crops)
+        if not _is_size(grid) or grid[0] * grid[1] != crops:
+            raise InputError(f"grid must be (rows, cols) with rows * cols == {crops} crops, got {self.grid!r}.")
+        side = math.isqrt(tokens)
+        token_grid = self.token_grid if self.token_grid is not None else (side, side)
+        if not _is_size(token_grid) or token_grid[0] * token_grid[1] != tokens:
+            raise InputError(
+                f"token_grid must be (height, width) with height * width == {tokens} tokens per view, got "
+                f"{self.token_grid!r}. A view that is not square needs it."
+            )
+        thumbnail_grid = self.thumbnail_grid if self.thumbnail_grid is not None else token_grid
+        if not _is_size(thumbnail_grid):
+            raise InputError(f"thumbnail_grid must be (height, width) in tokens, got {self.thumbnail_grid!r}.")
+        for name, size in (("grid", grid), ("token_grid", token_grid), ("thumbnail_grid", thumbnail_grid)):
+            object.__setattr__(self, name, (int(size[0]), int(size[1])))
+
+    def _check_further(self) -> None:
+        """What selectors may ask for besides scores, with the thumbnail among the views."""
+        batch, (crops, tokens) = tuple(self.scores.shape[:-2]), tuple(self.scores.shape[-2:])
+        cure = "Thumbnail first."
+        for name in ("features", "keys", "layer_scores"):
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if self.thumbnail_grid != self.token_grid:
+                raise InputError(
+                    f"{name} must be None where the thumbnail has a token grid of its own ({self.thumbnail_grid} and "
+                    f"{self.token_grid} for crops), got {describe(tensor)}. Use a method that reads scores alone."
+                )
+            if name == "layer_scores":
+                layers = tensor.shape[-3] if isinstance(tensor, Tensor) and tensor.ndim > 2 else 0
+                _check(name, tensor, (*batch, layers, 1 + crops, tokens), "float", cure)
+            else:
+                _check(name, tensor, (*batch, 1 + crops, tokens, _last(tensor)), "float", cure)
+        _check("cls", self.cls, (*batch, 1 + crops, _last(self.cls)), "float", cure)
+
+    def _check_lines(self) -> None:
         if self.lines is not None and self.lines.numel():
             on_line = self.lines >= 0
             valid = torch.ones_like(on_line) if self.valid is None else self.valid.to(on_line.device)
@@ -112,6 +140,9 @@ class Views:
         *,
         features: Tensor | None = None,
         guidance: Tensor | None = None,
+        layer_scores: Tensor | None = None,
+        keys: Tensor | None = None,
+        cls_features: Tensor | None = None,
     ) -> Views:
         """Views of images of one layout.
 
@@ -123,6 +154,9 @@ class Views:
             score_type: What the scores are.
             features: See `Views`.
             guidance: See `Views`.
+            layer_scores: See `Views`.
+            keys: See `Views`.
+            cls_features: `cls` of `Views`.
         """
         return cls(
             scores=crops,
@@ -135,6 +169,9 @@ class Views:
             score_type=score_type,
             thumbnail_grid=layout.thumbnail_grid,
             guidance=guidance,
+            layer_scores=layer_scores,
+            keys=keys,
+            cls=cls_features,
         )
 
     @property
@@ -184,11 +221,16 @@ def _check(name: str, tensor: object, shape: tuple[int, ...], kind: str, more: s
         right = {"float": is_float, "bool": is_bool, "int": not is_float and not is_bool}[kind]
     if not right:
         article = "an" if kind == "int" else "a"
-        got = _describe(tensor)
+        got = describe(tensor)
         raise InputError(f"{name} must be {article} {kind} tensor of shape {shape}, got {got}. {more}".rstrip())
 
 
-def _describe(value: object) -> str:
+def _last(tensor: object) -> int:
+    return tensor.shape[-1] if isinstance(tensor, Tensor) and tensor.ndim else 0
+
+
+def describe(value: object) -> str:
+    """A value in an error message: a tensor's type and shape, or the beginning of what else it is."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return f"{type(value).__name__} {value!r:.60}"
