@@ -1,6 +1,6 @@
-"""What a model family needs: where its scores, grid and packing come from. One file per family.
+"""The base class of all adapters: what the rest of the package asks of a model family, and small tools for answers.
 
-This is the only place that knows the insides of transformers' models.
+The module of a family, or of a group of families, has the subclass.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,21 @@ from globalcom2.errors import InputError, UnsupportedModelError
 
 
 def stretches(prompt: Tensor, token: int) -> Iterator[tuple[bool, Tensor]]:
-    """The prompt's stretches of that token (True) and of others (False), in order; ids (length,) on the host."""
+    """Cut a prompt into stretches of one token and stretches without it.
+
+    Args:
+        prompt: Ids (length,), on the host.
+        token: The id to look for.
+
+    Returns:
+        Pairs, in order: whether the stretch consists of that token, and its ids.
+    """
     kinds, lengths = torch.unique_consecutive(prompt == token, return_counts=True)
     return zip(kinds.tolist(), prompt.split(lengths.tolist()), strict=True)
 
 
 def layer_of(layers: Sequence[nn.Module], layer: int) -> nn.Module:
-    """`layers[layer]`, which may be negative.
+    """`layers[layer]`; a negative `layer` counts from the end.
 
     Raises:
         InputError: There is no such layer.
@@ -37,10 +45,11 @@ def layer_of(layers: Sequence[nn.Module], layer: int) -> nn.Module:
 
 
 def deepest_layer(states: int | Sequence[int], count: int) -> int:
-    """The layer, counted from the end, whose output is the deepest of some hidden states.
+    """The layer, counted from the end (-1 is the last), whose output is the deepest of some hidden states.
 
     Args:
-        states: Indices of transformers' `hidden_states`, of which the first is the embeddings; may be negative.
+        states: Indices of transformers' `hidden_states`, of which the first is the embeddings; negative ones count from
+            the end.
         count: Layers of the tower.
     """
     states = [states] if isinstance(states, int) else states
@@ -51,7 +60,7 @@ def repeat_rows(features: Tensor | Sequence[Tensor], counts: list[int], times: i
     """The features of each prompt repeated, prompt by prompt, in a container of the same kind.
 
     Args:
-        features: A tensor (blocks, tokens, dim), or tensors (tokens, dim), that hold the features of all prompts in order.
+        features: The features of all prompts in order: a tensor (blocks, tokens, dim), or tensors (tokens, dim).
         counts: How many features each prompt has.
         times: How often each prompt is repeated, next to itself.
 
@@ -63,17 +72,33 @@ def repeat_rows(features: Tensor | Sequence[Tensor], counts: list[int], times: i
     return rows[None] if isinstance(features, Tensor) else [rows]
 
 
+def gather(features: Iterable[Tensor], places: Iterable[Tensor]) -> Tensor:
+    """The features (kept, dim) that stay, image by image.
+
+    Args:
+        features: Per image, (places, dim) in the order of its run of placeholders.
+        places: Per image, on the host, the places of its run that stay.
+    """
+    images = zip(features, places, strict=True)
+    return torch.cat([own[kept.to(own.device, non_blocking=True)] for own, kept in images])
+
+
 class Adapter(ABC):
-    """Glue to one model family. Stateless; `base` is the model that has `get_image_features`."""
+    """What the package knows of one model family. An adapter has no state.
+
+    `base` is everywhere the model that has `get_image_features`. "In the tower's order" means in the order in which the
+    encoder returns views and tokens, which need not be that of the prompt.
+    """
 
     modality: str = "image"
-    """Names the placeholder (`image_token_id`), the encoder (`get_image_features`) and where its output goes."""
+    """Part of the names of placeholder (`image_token_id`) and encoder (`get_image_features`), and the key of the
+    encoder's output in `mm_encoder_outputs`."""
     pixels: str = "pixel_values"
     """The call's keyword argument that the encoder reads."""
     cls_index: int | None = 0
-    """Where the [CLS] token stands in the tower's sequence; None for a tower without one."""
+    """Index of the [CLS] token in the tower's sequence; None for a tower without one."""
     default_score: str = "logits"
-    """What saliency is unless the caller says otherwise."""
+    """The score type that is used where the caller names none."""
     projects_kept_only: bool = False
     """Whether the projector runs after selection, on the tokens that stay."""
 
@@ -83,30 +108,39 @@ class Adapter(ABC):
 
     @abstractmethod
     def attention(self, base: Any, layer: int) -> nn.Module:
-        """The attention module of the tower's layer `layer` (may be negative)."""
+        """The attention module of one layer of the tower; a negative `layer` counts from the end."""
 
     def default_layer(self, base: Any) -> int:
-        """The layer to read scores in unless the caller says otherwise: the deepest whose output is among the features.
+        """The layer that scores are read in where the caller names none.
 
-        Layers after it have no say in what the language model reads, and vLLM does not build them.
+        It is the deepest one whose output is among the features. Layers after it have no say in what the language model
+        reads, and vLLM does not build them.
         """
         states = getattr(base.config, "vision_feature_layer", -1)
         return deepest_layer(states, base.config.vision_config.num_hidden_layers) if states != -1 else -1
 
     @abstractmethod
     def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:
-        """One layout per image, in prompt order; from sizes and tags where these tell everything.
+        """One layout per image, in prompt order.
 
         Args:
             base: The model that has `get_image_features`.
             call: The keyword arguments of the model's call, `input_ids` on the host.
+
+        Raises:
+            InputError: Pixels, sizes and placeholders do not belong together, or the call asks for what the adapter
+                cannot handle.
         """
 
     def layout(self, config: Any, height: int, width: int) -> Layout:
-        """The layout of an image of that size in px, where it follows from the model's configuration alone."""
+        """The layout of an image of that size in px, for families where it follows from the configuration alone.
+
+        Raises:
+            UnsupportedModelError: It takes a processor to tell.
+        """
         raise UnsupportedModelError(
-            f"how {config.model_type} cuts an image is the processor's affair, so costs cannot be estimated from the "
-            f"configuration, for {width}x{height} px. Use a llava_next model for that."
+            f"costs must be estimated for a family whose configuration tells how an image is cut, got "
+            f"{config.model_type} for {width}x{height} px, whose processor decides that. Use a llava_next model."
         )
 
     def scores(self, base: Any, rows: Tensor) -> Tensor:
@@ -115,20 +149,30 @@ class Adapter(ABC):
         return rows if cls is None else torch.cat([rows[:, :cls], rows[:, cls:][:, 1:]], 1)
 
     def all_scores(self, base: Any, rows: list[Tensor], layouts: list[Layout]) -> Tensor:
-        """`scores` of all views end to end, (tokens,), from the rows that each pass of the tower left."""
+        """Scores (tokens,) of all views end to end, in the order of `tower_features`.
+
+        Args:
+            base: The model that has `get_image_features`.
+            rows: Tapped rows (views, sequence), one tensor per pass of the tower.
+            layouts: One per image.
+        """
         return self.scores(base, torch.cat(rows)).flatten()
 
     def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Thumbnail (tokens, ...) and crops (crops, tokens, ...) of one image's tokens, in the tower's order."""
+        """Cut values of one image's tokens, (tokens, ...) in the tower's order, into thumbnail and crops.
+
+        Returns:
+            The thumbnail's (tokens, ...) and the crops' (crops, tokens, ...).
+        """
         views = self.arrange(tokens.unflatten(0, (layout.views, layout.tokens)), layout)
         return views[0], views[1:]
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:
-        """What belongs to one image's views, (views, tokens, ...) in the tower's order, with the thumbnail first."""
+        """Put the thumbnail first in values of one image's views, (views, tokens, ...) in the tower's order."""
         return views
 
     def guidance(self, base: Any, encoded: Any, layouts: list[Layout]) -> list[Tensor] | None:
-        """Per video, `Views.guidance`; None where thumbnails guide."""
+        """Per video, its `Views.guidance`; None for images, which thumbnails guide."""
         return None
 
     def videos(self) -> Adapter | None:
@@ -141,7 +185,9 @@ class Adapter(ABC):
         return {name: inputs[name] for name in names if name != "kwargs" and name in inputs}
 
     def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
-        """Run the vision tower once. Whether the result is projected and packed already is the adapter's affair.
+        """Run the vision tower once.
+
+        The adapter's other methods take what this returns as `encoded`; nothing else looks into it.
 
         Args:
             base: The model that has `get_image_features`.
@@ -150,30 +196,35 @@ class Adapter(ABC):
         """
         return getattr(base, f"get_{self.modality}_features")(**arguments, return_dict=True)
 
+    @abstractmethod
     def tower_features(self, base: Any, encoded: Any) -> Tensor | list[Tensor]:
         """Features (views, tokens, dim) to compare tokens by, in the tower's order: one per token that can be kept.
 
-        Where views differ in size, a list of one (tokens, dim) per view.
+        Where views differ in size, this is a list with one (tokens, dim) per view.
         """
-        raise NotImplementedError
 
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
-        """Features (kept, dim) as the language model reads them.
+        """The features (kept, dim) that the language model is to read.
 
         Args:
             base: The model that has `get_image_features`.
             encoded: What `encode` returned.
             layouts: One per image.
-            places: Per image, on the host, the places of its run that stay, in the order in which they are to be read.
+            places: Per image, int (kept,) on the host: the places of its run that stay, in the order in which the
+                language model is to read them.
         """
-        packed = zip(encoded.pooler_output, places, strict=True)
-        return torch.cat([features[kept.to(features.device, non_blocking=True)] for features, kept in packed])
+        return gather(encoded.pooler_output, places)
 
     def output(self, features: Tensor, encoded: Any) -> Any:
-        """`features` (kept, dim) in the container that the model's forward expects of its encoder.
+        """Put features in the container that the model's forward expects of its encoder.
 
-        A list of one item, or a tensor with a batch of one, whichever the model's own code has. `encoded` is what
-        `encode` returned, for what else the forward reads from it.
+        Args:
+            features: What `kept` returned.
+            encoded: What `encode` returned, for what else the forward reads from it.
+
+        Returns:
+            The model's output class, with a list of one item or a tensor with a batch of one, whichever the model's own
+            encoder returns.
         """
         return BaseModelOutputWithPooling(pooler_output=[features])
 

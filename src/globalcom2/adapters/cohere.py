@@ -15,6 +15,8 @@ from globalcom2.errors import InputError
 
 
 class _CohereAdapter(TilesAdapter):
+    """What the two families share."""
+
     cls_index = None
     default_score = "similarity"
     tower = "siglip_vision_model"
@@ -33,7 +35,7 @@ class AyaVisionAdapter(_CohereAdapter):
     strategy = "full"
 
     def images(self, runs: list[Run]) -> list[int]:
-        """The id after a prompt's last view closes its image, so it closes all others too."""
+        """How many placeholders each image has: the id after a prompt's last view closes an image everywhere."""
         *_, (_, after) = runs
         if not after:
             raise InputError(
@@ -47,12 +49,12 @@ class Cohere2VisionAdapter(_CohereAdapter):
     """Adapter of `cohere2_vision`: `<boi> crop <break> ... thumbnail <break> <eoi>`."""
 
     def images(self, runs: list[Run]) -> list[int]:
-        """Between views of one image stands the break alone."""
+        """How many placeholders each image has. Between two views of one image stands the break and nothing else."""
         return _joined(runs, lambda ids: len(ids) != 1)
 
 
 def _joined(runs: list[Run], ends: Callable[[list[int]], bool]) -> list[int]:
-    """Placeholders of each image, given which ids after a view end an image."""
+    """How many placeholders each image has; `ends` tells whether the ids after a view end an image."""
     counts = [0]
     for length, after in runs:
         counts[-1] += length

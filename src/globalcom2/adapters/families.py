@@ -1,4 +1,7 @@
-"""The registry of model families: model types to lazily imported adapters. Knows no torch, so listing is instant."""
+"""The registry of model families: which adapter belongs to which model type.
+
+Adapters are imported when they are asked for, and nothing here imports torch, so that listing families is instant.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: `target` is "module:Adapter"; the texts are for the models table."""
+    """One model family. All but the first two entries are texts for the table of `globalcom2 models`."""
 
     model_type: str
+    """`model.config.model_type`."""
     target: str
+    """The adapter, as "module:Class"."""
     scores: str
+    """Where the tokens' scores come from."""
     thumbnail: str
+    """Where the thumbnail stands in the prompt."""
     tested: str
+    """What the family was tested with."""
     budget: str = "exact"
+    """What the budget covers."""
 
 
 _FAMILIES = {
@@ -137,8 +146,7 @@ _FAMILIES = {
             "globalcom2.adapters.lfm2_vl:Lfm2VlAdapter",
             "similarity of projected features (SigLIP 2 tower without [CLS])",
             "last, with its own token grid",
-            "random weights; the real processor around a stand-in for its image processor (needs torchvision); not with "
-            "transformers 5.24.0, in which the model fails by itself",
+            "random weights; the real processor around a stand-in for its image processor, which needs torchvision",
             "exact; tags between views stay and are not counted; grid from the tags",
         ),
         Family(
@@ -154,8 +162,7 @@ _FAMILIES = {
             "globalcom2.adapters.step3p7:Step3p7Adapter",
             "similarity of projected features (its own tower, without [CLS])",
             "last, with its own token grid",
-            "random weights; the real processor around a stand-in for its image processor (needs torchvision); not with "
-            "transformers 5.24.0, in which the model fails by itself",
+            "random weights; the real processor around a stand-in for its image processor, which needs torchvision",
             "exact; tags between views stay and are not counted; grid from the tags",
         ),
     )
@@ -176,7 +183,7 @@ UNSUPPORTED = {
     "qwen3_vl": "images keep their resolution: no thumbnail, no crops",
     "unlimited_ocr": "lines of the thumbnail end with newlines too, and a separator follows, which no budget knows yet",
 }
-"""Families that cut images or look as if they did, and why the method does not fit, or not yet."""
+"""Families that cut images, or seem to, and do not work with this package, with the reason."""
 
 
 def list_models() -> list[str]:
@@ -185,7 +192,11 @@ def list_models() -> list[str]:
 
 
 def get_family(model_type: str) -> Family:
-    """The family of that model type; an unknown one raises `UnsupportedModelError` with the list of supported ones."""
+    """The family of that model type.
+
+    Raises:
+        UnsupportedModelError: The family is not supported; the message lists those that are, and says why where known.
+    """
     if model_type in UNSUPPORTED:
         raise UnsupportedModelError(
             f"model must be of a supported family ({', '.join(list_models())}), got model_type {model_type!r}: "
@@ -207,14 +218,13 @@ def load_adapter(model_type: str) -> Adapter:
 
 
 def markdown_tables() -> str:
-    """docs/models.md."""
+    """The page docs/models.md: supported families, and others with the reason why not."""
     columns = ("model_type", "scores", "thumbnail", "budget", "tested")
     lines = [
         "# Model families",
         "",
-        "Made by `globalcom2 models --markdown`. No published checkpoint was at hand: everything was tested with random "
-        "weights and",
-        "the real processors, by the same matrix of tests (`tests/adapters/test_families.py`), llava_next with the "
+        "Made by `globalcom2 models --markdown`. No published checkpoint was at hand. Every family was tested with random",
+        "weights and the real processor by one matrix of tests (`tests/adapters/test_families.py`), llava_next with the",
         "trained mini model too.",
         "",
         "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",

@@ -13,28 +13,24 @@ from transformers.models.granite4_vision.modeling_granite4_vision import (
     Granite4VisionModel,
 )
 
-from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
-from globalcom2.adapters.base import Adapter, deepest_layer, repeat_rows
-from globalcom2.adapters.llava_next import LlavaNextAdapter
+from globalcom2.adapters.anyres import AnyresAdapter, AnyresLayout, layout_of, packing_of
+from globalcom2.adapters.base import deepest_layer, gather, repeat_rows
 from globalcom2.core.layout import Layout
 from globalcom2.errors import UnsupportedModelError
 
 
-class Granite4VisionAdapter(LlavaNextAdapter):
+class Granite4VisionAdapter(AnyresAdapter):
     """Adapter of `granite4_vision`.
 
-    A token is a window query of the Q-Formers: it stands for a block of patches, whose mean is its score. The language
-    model adds a different feature of it in each of several layers; all of them stay or go together.
+    A token is a window query of the Q-Formers. It stands for a block of patches, and their mean score is its score. The
+    language model adds another feature of the token in each of several layers; all of them stay or go together.
     """
 
     cls_index = None
     default_score = "similarity"
-    projects_kept_only = False
     model = Granite4VisionModel
     tower = "siglip_vision_model"
     strategy = "full"
-
-    encode = Adapter.encode
 
     def layouts_of_sizes(self, config: Any, call: dict[str, Any], sizes: list[tuple[int, int]]) -> list[AnyresLayout]:  # noqa: D102
         packing = packing_of(self.model, config, config.downsample_rate, vision_feature_select_strategy=self.strategy)
@@ -42,8 +38,8 @@ class Granite4VisionAdapter(LlavaNextAdapter):
 
     def layout(self, config: Any, height: int, width: int) -> Layout:  # noqa: D102
         raise UnsupportedModelError(
-            f"costs of {config.model_type} cannot be estimated, for {width}x{height} px: what its Q-Former projectors "
-            "cost is not known here. Use a llava_next model for that."
+            f"costs must be estimated for a family whose parts are all counted, got {config.model_type} for "
+            f"{width}x{height} px: what its Q-Former projectors cost is not known here. Use a llava_next model."
         )
 
     def default_layer(self, base: Any) -> int:  # noqa: D102
@@ -55,21 +51,12 @@ class Granite4VisionAdapter(LlavaNextAdapter):
         return _per_token(base.config, rows[..., None])[..., 0]
 
     def tower_features(self, base: Any, encoded: Any) -> Tensor:
-        """The layer of the spatial projectors, averaged over each token's patches."""
+        """The tower's features that the spatial projectors read, each token's mean over its patches."""
         return _per_token(base.config, encoded.hidden_states[base.config.spatial_vision_layer])
 
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
         """Features (kept, levels, dim): one level per entry of `deepstack_features`."""
-        levels = [
-            torch.cat(
-                [
-                    features[kept.to(features.device, non_blocking=True)]
-                    for features, kept in zip(packed, places, strict=True)
-                ]
-            )
-            for _, packed in encoded.deepstack_features
-        ]
-        return torch.stack(levels, 1)
+        return torch.stack([gather(packed, places) for _, packed in encoded.deepstack_features], 1)
 
     def output(self, features: Tensor, encoded: Any) -> Any:  # noqa: D102
         layers = [layer for layer, _ in encoded.deepstack_features]
@@ -85,7 +72,7 @@ class Granite4VisionAdapter(LlavaNextAdapter):
 
 
 def _per_token(config: Any, patches: Tensor) -> Tensor:
-    """(views, patches, dim) to (views, tokens, dim): the mean of each token's block of patches."""
+    """The mean of each token's block of patches: (views, patches, dim) -> (views, tokens, dim)."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     tokens = packing_of(Granite4VisionModel, config, config.downsample_rate).side
     pooled = F.interpolate(patches.mT.unflatten(2, (side, side)), (tokens, tokens), mode="area")

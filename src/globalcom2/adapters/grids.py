@@ -1,6 +1,6 @@
-"""How an image's crops lie, read from pixels: laid out rightly, they show what the thumbnail shows.
+"""How an image's crops lie, read from pixels: in the right grid, they show together what the thumbnail shows.
 
-For families whose processor cuts the image and keeps the grid to itself.
+For families whose processor cuts the image and does not tell the grid.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+# All five were chosen by hand. tests/adapters/test_grids.py measures what they lead to: no wrong grid in its pictures.
 BINS = 32  # per side of a view, at most
 BIN = 4  # px on a side of a bin, at least: below that, the thumbnail's resampling shows
-# The right mosaic leaves little of the thumbnail unexplained, and every other one much more. Fine regular patterns break
-# that: they vanish in the thumbnail, and what is left of them is an accident of resampling.
+# The right mosaic leaves little of the thumbnail unexplained, and every other one much more. Fine regular patterns
+# are an exception: they vanish in the thumbnail, and what is left of them is an accident of resampling.
 FIT = 0.1  # share of the thumbnail's variance that may stay unexplained
 MARGIN = 4.0  # the next best error over the best one, at least
 FLOOR = 1e-8  # squared difference of pixel values (around one in size) that rounding alone can make
@@ -24,19 +25,21 @@ Grid = tuple[int, int]
 
 
 def match_grid(crops: Tensor, thumbnail: Tensor) -> Grid | None:
-    """`match_grids` of one image."""
+    """(rows, cols) of one image's crops, or None where pixels do not tell; see `match_grids`."""
     return match_grids([(crops, thumbnail)])[0]
 
 
 def match_grids(images: Sequence[tuple[Tensor, Tensor]]) -> list[Grid | None]:
     """(rows, cols) of each image's crops, or None where pixels do not tell.
 
+    Waits for the device once.
+
     Args:
         images: Crops (n, channels, height, width), row by row, and thumbnail (channels, height, width) of each image.
 
     Returns:
-        The one grid of n crops whose mosaic clearly fits the thumbnail best. None for blank and finely periodic
-        pictures, and for crops that do not make up the thumbnail in any way.
+        For each image, the one grid of its n crops whose mosaic clearly fits the thumbnail best; None for blank and
+        finely periodic pictures, and for crops that do not make up the thumbnail in any grid.
     """
     grids = [_factors(len(crops)) for crops, _ in images]
     if not grids:
@@ -50,12 +53,12 @@ def match_grids(images: Sequence[tuple[Tensor, Tensor]]) -> list[Grid | None]:
 
 
 def _factors(crops: int) -> list[Grid]:
-    """All grids of that many crops; processors cut any of them, for some picture."""
+    """All grids of that many crops. A processor cuts each of them for some picture."""
     return [(rows, crops // rows) for rows in range(1, crops + 1) if crops % rows == 0]
 
 
 def _errors(crops: Tensor, thumbnail: Tensor, grids: list[Grid]) -> Tensor:
-    """(1 + grids,): the thumbnail's variance, then the mean squared difference of each grid's mosaic to it."""
+    """The thumbnail's variance, then the mean squared difference of each grid's mosaic to it, (1 + grids,)."""
     height, width = (_bins(side) for side in thumbnail.shape[-2:])
     small = adaptive_avg_pool2d(thumbnail.float(), (height, width))
     parts = adaptive_avg_pool2d(crops.float(), (height, width))
@@ -69,12 +72,13 @@ def _errors(crops: Tensor, thumbnail: Tensor, grids: list[Grid]) -> Tensor:
 
 
 def _bins(side: int) -> int:
-    """Bins of equal size where the side allows it."""
+    """How many bins a view's side of that many px is cut into: bins of equal size where the side allows it."""
     most = max(min(BINS, side // BIN), 1)
     return max((bins for bins in range(most // 2 + 1, most + 1) if side % bins == 0), default=most)
 
 
 def _clear_best(grids: list[Grid], errors: list[float], spread: float) -> Grid | None:
+    """The grid whose error is clearly the least, or None; `spread` is the thumbnail's variance."""
     if len(grids) == 1:
         return grids[0] if errors[0] <= FIT * spread + FLOOR else None
     best, second = sorted(errors)[:2]

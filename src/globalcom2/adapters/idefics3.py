@@ -1,7 +1,7 @@
 """Idefics3 and SmolVLM: crops, then the thumbnail, each with a tag; the crops' rows end with line breaks.
 
-`<fake> row_1_col_1 ... <fake> row_1_col_2 ... \\n <fake> row_2_col_1 ... \\n\\n <fake> global-img ... <fake>`, where tags
-are one id or several. Source: transformers' processing_idefics3.py and processing_smolvlm.py.
+A prompt has `<fake> row_1_col_1 ... <fake> row_1_col_2 ... \\n <fake> row_2_col_1 ... \\n\\n <fake> global-img ...
+<fake>`, where tags are one id or several. Source: transformers' processing_idefics3.py and processing_smolvlm.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class Idefics3Adapter(TaggedAdapter):
         return int(base.config.scale_factor)
 
     def views(self, base: Any, call: dict[str, Any]) -> tuple[list[int], tuple[int, int]]:
-        """The model drops views that are zero everywhere, with which the processor fills up the batch."""
+        """Views per prompt, and their token grid.
+
+        Views of zeros do not count: the processor fills up the batch with them, and the model drops them.
+        """
         pixels, mask = call["pixel_values"], call.get("pixel_attention_mask")
         prompts = len(call["input_ids"])
         height, width = pixels.shape[-2:]
@@ -48,7 +51,10 @@ class Idefics3Adapter(TaggedAdapter):
         return real.sum(1).tolist(), (side, side)
 
     def grids(self, base: Any, gaps: Gaps) -> list[Grid]:
-        """One fake id opens every view, and another one closes the thumbnail, so two in a gap part two images."""
+        """The grids of one prompt's images.
+
+        One fake id opens every view, and another one closes the thumbnail. So two of them in a gap part two images.
+        """
         fake = gaps[-1][0] if gaps[-1] else None
         if not all(fake in gap for gap in gaps):
             raise InputError(
@@ -65,17 +71,17 @@ class Idefics3Adapter(TaggedAdapter):
         return features
 
     def output(self, features: Tensor, encoded: Any) -> Any:
-        """A tensor of blocks of one token, which every version of transformers takes."""
+        """The features as a tensor (kept, 1, dim) of blocks of one token, which every version of transformers takes."""
         return BaseModelOutputWithPooling(pooler_output=features[:, None])
 
 
 def _grid(breaks: Gaps) -> Grid:
-    """The grid of one image from what parts its views; the thumbnail's break comes last."""
+    """The grid of one image, from the line breaks between its views; the last one stands before the thumbnail."""
     if not breaks:
         return 0, 0, True
     *between, end = breaks
     grid = grid_of([True, *(bool(gap) for gap in between)])
-    # Without a line break before the thumbnail, line breaks got lost: then they do not tell rows.
+    # No line break before the thumbnail means that the prompt lost its line breaks, and then nothing tells the rows.
     if grid is None or not end or len({tuple(gap) for gap in between if gap}) > 1:
         return 1, len(breaks), False
     return *grid, True

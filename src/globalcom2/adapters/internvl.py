@@ -1,7 +1,7 @@
 """InternVL and Qianfan-OCR: InternViT tower with [CLS], pixel shuffle, one run of placeholders per image.
 
-`<img> crop ... crop thumbnail </img>`; a video frame is an image of one view. Source: transformers'
-processing_internvl.py and modeling_internvl.py.
+A prompt has `<img> crop ... crop thumbnail </img>`; a video frame is an image of one view.
+Source: transformers' processing_internvl.py and modeling_internvl.py.
 """
 
 from __future__ import annotations

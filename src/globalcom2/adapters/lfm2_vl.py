@@ -1,7 +1,8 @@
 """LFM2-VL: SigLIP 2 tower without [CLS]; square crops parted by tags, then a thumbnail in the image's own proportions.
 
-`<start> <row_1_col_1> crop <row_1_col_2> crop ... <thumbnail> thumbnail <end>`, and `<start> view <end>` for an image
-that is not cut. Source: transformers' processing_lfm2_vl.py; the tags' ids are those of the published tokenizers.
+A prompt has `<start> <row_1_col_1> crop <row_1_col_2> crop ... <thumbnail> thumbnail <end>`, and `<start> view <end>`
+for an image that is not cut. Source: transformers' processing_lfm2_vl.py; the tags' ids are those of the published
+tokenizers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Lfm2VlAdapter(UnequalAdapter):
         return int(base.config.downsample_factor)
 
     def block(self, base: Any, patches: int, tokens: int) -> int:
-        """Views are padded to one length, which tells nothing."""
+        """Patches along a token's side, from the configuration: views are padded to one length, which tells nothing."""
         return self.factor(base)
 
     def views(self, base: Any, call: dict[str, Any]) -> tuple[int, list[Size]]:  # noqa: D102
@@ -42,7 +43,7 @@ class Lfm2VlAdapter(UnequalAdapter):
         return len(call["pixel_values"]), sizes
 
     def grids(self, base: Any, gaps: Gaps) -> list[Grid]:
-        """The id after a prompt's last view closes its image, so it closes all others too."""
+        """Grids of a prompt's images. The id after the prompt's last view closes an image wherever it stands."""
         end = gaps[-1][:1]
         images = by_image(gaps, lambda gap: gap[:1] == end)
         if not end or any(len(image) == 1 or any(len(gap) != 1 for gap in image) for image in images):
@@ -57,7 +58,7 @@ class Lfm2VlAdapter(UnequalAdapter):
 
 
 def _grid(tags: Gaps) -> Grid:
-    """The grid of one image from the tag before each view; a view on its own has none."""
+    """The grid of one image, from the tag before each of its views; an image of one view has no grid."""
     if len(tags) == 1:
         return 0, 0, True
     crops = [tag[0] for tag in tags[:-1]]

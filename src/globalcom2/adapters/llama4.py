@@ -1,8 +1,8 @@
 """Llama 4: crops parted by separators, then the thumbnail; [CLS] last in the tower's sequence.
 
-`<boi> view x view ... y view x view ... y <image> thumbnail <eoi>`: x parts crops, y ends a row of them, the last one
-too. Source: transformers' processing_llama4.py. The processor pads at the right and below; nothing in a call tells how
-much, and the tower does not mask it, so padding counts as image here.
+A prompt has `<boi> view x view ... y view x view ... y <image> thumbnail <eoi>`: x parts crops, and y ends each row of
+them. The processor pads at the right and below. Nothing in a call tells how much, and the tower does not mask it, so
+padding counts as image here. Source: transformers' processing_llama4.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ class Llama4Adapter(TaggedAdapter):
     """Adapter of `llama4`."""
 
     cls_index = -1
-    # The features that `kept` picks from are projected by the model's forward.
-    projects_kept_only = True
+    projects_kept_only = True  # in the model's forward
 
     def attentions(self, base: Any) -> list[nn.Module]:  # noqa: D102
         return [layer.self_attn for layer in base.vision_model.model.layers]
@@ -45,7 +44,7 @@ class Llama4Adapter(TaggedAdapter):
         return [_grid(image) for image in by_image(gaps, lambda gap: begin in gap)]
 
     def flat(self, base: Any, encoded: Any) -> Tensor:
-        """Before projection, which is the forward's affair."""
+        """All features (placeholders, dim) in prompt order, not projected: the model's forward does that."""
         features: Tensor = encoded.last_hidden_state.flatten(0, 1)
         return features
 
@@ -64,7 +63,7 @@ class Llama4Adapter(TaggedAdapter):
 
 
 def _grid(parts: Gaps) -> Grid:
-    """The grid of one image from what parts its views: x or y between crops, y and a tag before the thumbnail."""
+    """The grid of one image, from the ids between its views: x or y between crops, y and a tag before the thumbnail."""
     if not parts:
         return 0, 0, True
     *between, end = parts

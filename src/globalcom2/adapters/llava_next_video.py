@@ -32,7 +32,7 @@ class LlavaNextVideoVideosAdapter(VideosAdapter, LlavaNextAdapter):
         return int(config.vision_config.image_size // config.vision_config.patch_size // config.spatial_pool_stride)
 
     def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
-        """The tower's pooled features of all frames, (frames, tokens, dim), not projected yet."""
+        """The tower's pooled features of all frames, (frames, tokens, dim), not projected."""
         frames = arguments[self.pixels].flatten(0, 1)
         return base.vision_resampler(self.tower_output(base, frames, arguments.get("vision_feature_layer")))
 

@@ -1,6 +1,7 @@
 """LLaVA-OneVision: SigLIP tower without [CLS], packing of `anyres_max_N`; several images in a prompt have no crops.
 
-Frames of a video are shrunk to half their side after the projector, and a newline ends the video.
+The packing shrinks large images after the projector. Frames of a video are shrunk to half their side after the
+projector, and a newline ends the video.
 """
 
 from __future__ import annotations
@@ -13,29 +14,21 @@ import torch
 from torch import Tensor
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-from globalcom2.adapters.anyres import AnyresLayout, layout_of, packing_of
+from globalcom2.adapters.anyres import AnyresAdapter, AnyresLayout, layout_of, packing_of
 from globalcom2.adapters.base import Adapter
-from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.videos import VideosAdapter
 from globalcom2.core.layout import Layout
 from globalcom2.errors import GlobalCom2Error, InputError, UnsupportedModelError
 
 
-class LlavaOnevisionAdapter(LlavaNextAdapter):
-    """Adapter of `llava_onevision`.
-
-    The packing shrinks large images after projection, so the model's own code projects and packs all tokens.
-    """
+class LlavaOnevisionAdapter(AnyresAdapter):
+    """Adapter of `llava_onevision`."""
 
     cls_index = None
     default_score = "similarity"
-    projects_kept_only = False
     model = LlavaOnevisionModel
     tower = "siglip_vision_model"
     strategy = "full"
-
-    encode = Adapter.encode
-    kept = Adapter.kept
 
     def check(self, base: Any) -> None:  # noqa: D102
         super().check(base)
@@ -60,7 +53,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         return [layout_of(packing, *size, crops=crops) for size, crops in zip(sizes, cropped, strict=True)]
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:
-        """Where the packing shrinks, what its tokens have is mixed as the packing mixes them."""
+        """The values of an image's views, mixed as the packing mixes its tokens where it shrinks them."""
         mixture = layout.mixture if isinstance(layout, AnyresLayout) else None
         if mixture is None:
             return views
@@ -71,16 +64,16 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         return flat.index_copy(0, token, mixed).view_as(views)
 
     def tower_features(self, base: Any, encoded: Any) -> Tensor:
-        """The layers that the projector reads."""
+        """The tower's features that the projector reads, (views, tokens, dim)."""
         hidden = encoded.hidden_states
-        if all(layer is not None for layer in hidden):  # before 5.20, transformers captures all
+        if all(layer is not None for layer in hidden):  # transformers before 5.20 keeps every layer
             layers = base.config.vision_feature_layer
             hidden = [hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
         return torch.cat([layer for layer in hidden if layer is not None], -1)
 
 
 class LlavaOnevisionVideosAdapter(VideosAdapter, LlavaOnevisionAdapter):
-    """Adapter of `llava_onevision`'s videos: what its tokens have is shrunk as the model shrinks their features."""
+    """Adapter of `llava_onevision`'s videos: scores are shrunk by the code that shrinks the features."""
 
     newline = True
 
@@ -97,5 +90,6 @@ class LlavaOnevisionVideosAdapter(VideosAdapter, LlavaOnevisionAdapter):
 
 
 def _check_aspect(aspect: object, error: type[GlobalCom2Error]) -> None:
+    """Raise `error` unless `aspect` is "anyres_max_N" with a number N."""
     if not isinstance(aspect, str) or not re.fullmatch(r"anyres_max_[1-9]\d*", aspect):
         raise error(f"vision_aspect_ratio must be 'anyres_max_N' with a number N, got {aspect!r}. Set it as published.")

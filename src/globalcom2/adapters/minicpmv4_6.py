@@ -1,7 +1,7 @@
 """MiniCPM-V 4.6: SigLIP tower without [CLS] over views of any size, packed; the thumbnail first.
 
-`<image> thumbnail </image> <slice> crop </slice> <slice> crop </slice> newline <slice> ...`, a newline between rows of
-crops. Source: transformers' processing_minicpmv4_6.py and modeling_minicpmv4_6.py.
+A prompt has `<image> thumbnail </image> <slice> crop </slice> <slice> crop </slice> newline <slice> ...`, a newline
+between rows of crops. Source: transformers' processing_minicpmv4_6.py and modeling_minicpmv4_6.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MiniCPMV46Adapter(UnequalAdapter):
         return [layer.self_attn for layer in base.vision_tower.encoder.layers]
 
     def factor(self, base: Any) -> int:
-        """Without the merging of windows, which a call may switch off."""
+        """Patches along the side of a token, without the merging of windows, which a call may switch off."""
         patches: int = 2 ** int(base.config.merger_times)
         return patches
 
@@ -51,7 +51,7 @@ class MiniCPMV46Adapter(UnequalAdapter):
         return len(sizes), sizes
 
     def grids(self, base: Any, gaps: Gaps) -> list[Grid]:
-        """The id before a prompt's first view opens an image, so it opens all others too."""
+        """Grids of a prompt's images. The id before the prompt's first view opens an image wherever it stands."""
         start = gaps[0][-1:]
         images = by_image(gaps, lambda gap: gap[-1:] == start)
         if not start or any(len(gap) < 2 for image in images for gap in image):

@@ -1,7 +1,8 @@
 """Ovis2: the thumbnail, then crops parted by indicator ids, whose embeddings the vision side provides.
 
-`<IMG_START> thumbnail <IMG_GRID> view <IMG_COL> view ... <IMG_ROW> view ... <IMG_END>`. Source: transformers'
-processing_ovis2.py; config.visual_indicator_token_ids lists the ids in the order start, grid, col, row, end.
+A prompt has `<IMG_START> thumbnail <IMG_GRID> view <IMG_COL> view ... <IMG_ROW> view ... <IMG_END>`.
+`config.visual_indicator_token_ids` lists the ids in the order start, grid, col, row, end. Source: transformers'
+processing_ovis2.py.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class Ovis2Adapter(TaggedAdapter):
         return features
 
     def output(self, features: Tensor, encoded: Any) -> Any:
-        """The forward also reads the embeddings of the indicator ids."""
+        """The model's output class, with the embeddings of the indicator ids, which the forward reads too."""
         return type(encoded)(pooler_output=features[None], visual_indicator_features=encoded.visual_indicator_features)
 
 
 def _grid(parts: Gaps, grid_id: int, col: int, row: int) -> Grid:
-    """The grid of one image from what parts its views: the grid's id after the thumbnail, then those of col or row."""
+    """The grid of one image, from the ids between its views: the grid's after the thumbnail, then col's and row's."""
     if not parts:
         return 0, 0, True
     begin, *between = parts

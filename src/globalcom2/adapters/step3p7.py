@@ -1,8 +1,8 @@
 """Step-3.7: its own tower without [CLS]; crops parted by tags, then a thumbnail of more tokens than a crop.
 
-`<patch_start> crop <patch_end> <patch_start> crop <patch_end> <patch_newline> ... <im_start> thumbnail <im_end>`, a
-newline between rows of crops. The tower reads all thumbnails first, then all crops. Source: transformers'
-processing_step3p7.py and modeling_step3p7.py.
+A prompt has `<patch_start> crop <patch_end> <patch_start> crop <patch_end> <patch_newline> ... <im_start> thumbnail
+<im_end>`, with a newline between rows of crops. The tower reads all thumbnails first, then all crops, and the encoder
+returns features in the prompt's order. Source: transformers' processing_step3p7.py and modeling_step3p7.py.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Step3p7Adapter(UnequalAdapter):
     """Adapter of `step3p7`."""
 
     def check(self, base: Any) -> None:
-        """Sizes come with each call."""
+        """Refuse nothing: sizes come with each call and are checked there."""
 
     def attentions(self, base: Any) -> list[nn.Module]:  # noqa: D102
         return [layer.self_attn for layer in base.vision_model.layers]
 
     def factor(self, base: Any) -> int:
-        """Two convolutions of stride 2."""
+        """Two convolutions of stride 2 make a token of 4 x 4 patches."""
         return 4
 
     def views(self, base: Any, call: dict[str, Any]) -> tuple[int, list[Size]]:  # noqa: D102
@@ -47,6 +47,7 @@ class Step3p7Adapter(UnequalAdapter):
         return len(sizes), sizes
 
     def _size(self, base: Any, name: str, pixels: Tensor) -> Size:
+        """Height and width in tokens of views (views, channels, height, width) that came as the argument `name`."""
         token = base.config.vision_config.patch_size * self.factor(base)
         height, width = pixels.shape[-2:]
         if pixels.ndim != 4 or height % token or width % token:
@@ -57,7 +58,7 @@ class Step3p7Adapter(UnequalAdapter):
         return height // token, width // token
 
     def grids(self, base: Any, gaps: Gaps) -> list[Grid]:
-        """The id after a prompt's last view closes a thumbnail, so it closes all others too."""
+        """Grids of a prompt's images. The id after the prompt's last view closes a thumbnail wherever it stands."""
         end = gaps[-1][:1]
         images = by_image(gaps, lambda gap: gap[:1] == end)
         if not end or any(len(gap) < 2 for image in images for gap in image):
@@ -68,14 +69,14 @@ class Step3p7Adapter(UnequalAdapter):
         return [grid_of_lines(image[:-1]) if image else (0, 0, True) for image in images]
 
     def encode(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> Any:
-        """Features come joined per image; here they are parted into views."""
+        """Run the model's encoder, which joins an image's views, and part its features into views again."""
         encoded = super().encode(base, arguments, layouts)
         lengths = [height * width for layout in layouts for height, width in self.sizes(layout)]
         encoded.pooler_output = torch.cat(encoded.pooler_output).split(lengths)
         return encoded
 
     def all_scores(self, base: Any, rows: list[Tensor], layouts: list[Layout]) -> Tensor:
-        """In the prompt's order instead of the tower's."""
+        """Scores (tokens,) of all views end to end, with rows put from the tower's order into the prompt's."""
         thumbnails, crops = rows[0].unbind(), iter([row for several in rows[1:] for row in several])
         images = zip(layouts, thumbnails, strict=True)
         ordered = [[*(next(crops) for _ in range(layout.views - 1)), last] for layout, last in images]

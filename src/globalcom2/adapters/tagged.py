@@ -1,6 +1,7 @@
 """What families share whose views have runs of placeholders of their own, with tags and separators between the runs.
 
-Only the processor knows the tags' text. How views form images and crops form a grid is read from where ids repeat.
+Only the processor knows the tags' text. How views form images and crops form a grid is read from the ids between runs:
+the same tag has the same ids wherever it stands.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from globalcom2.adapters.base import Adapter, layer_of, stretches
+from globalcom2.adapters.base import Adapter, gather, layer_of, stretches
 from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import InputError, UnsupportedModelError
 
@@ -27,17 +28,22 @@ Size = tuple[int, int]
 
 
 class TaggedAdapter(Adapter):
-    """One run of placeholders per view; views and placeholders are in the same order."""
+    """Every view has one run of placeholders. Views and runs are in the same order."""
 
     thumbnail_last = True
+    """Whether the thumbnail is the last of an image's views; otherwise it is the first."""
 
     @abstractmethod
     def attentions(self, base: Any) -> list[nn.Module]:
-        """The attention modules of the tower."""
+        """The attention modules of the tower, one per layer."""
 
     @abstractmethod
     def views(self, base: Any, call: dict[str, Any]) -> tuple[list[int] | int, Size | list[Size]]:
-        """How many views the pixels hold, per prompt or in all, and their size: of all, or of each one."""
+        """How many views the pixels hold, and their size in tokens.
+
+        Returns:
+            The number of views per prompt, or of the whole call; the one size of all views, or a size for each view.
+        """
 
     @abstractmethod
     def grids(self, base: Any, gaps: Gaps) -> list[Grid]:
@@ -45,12 +51,11 @@ class TaggedAdapter(Adapter):
 
     @abstractmethod
     def factor(self, base: Any) -> int:
-        """A token stands for factor x factor patches."""
+        """Patches along the side of a token, which stands for factor x factor of them."""
 
     def flat(self, base: Any, encoded: Any) -> Tensor:
         """All features (placeholders, dim) in prompt order."""
-        output = encoded.pooler_output
-        return torch.cat([item.flatten(0, -2) for item in output])
+        return torch.cat([item.flatten(0, -2) for item in encoded.pooler_output])
 
     def check(self, base: Any) -> None:  # noqa: D102
         vision = base.config.vision_config
@@ -80,7 +85,7 @@ class TaggedAdapter(Adapter):
         return [self._layout(grid, list(islice(left, 1 + grid[0] * grid[1]))) for grid in grids]
 
     def _layout(self, grid: Grid, sizes: list[Size]) -> Layout:
-        """The layout of one image, whose views have these sizes."""
+        """The layout of one image, from the sizes of its views in the tower's order."""
         rows, cols, known = grid
         thumbnail = sizes.pop(-1 if self.thumbnail_last else 0)
         if len(set(sizes)) > 1:
@@ -105,15 +110,20 @@ class TaggedAdapter(Adapter):
         return thumbnail, crops.unflatten(0, (layout.views - 1, layout.tokens))
 
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:  # noqa: D102
-        features = self.flat(base, encoded)
-        parts = features.split([len(layout.slots) for layout in layouts])
-        return torch.cat(
-            [part[kept.to(part.device, non_blocking=True)] for part, kept in zip(parts, places, strict=True)]
-        )
+        return gather(self.flat(base, encoded).split([len(layout.slots) for layout in layouts]), places)
 
 
 def flat_views(pixels: Tensor, vision: Any, factor: int) -> tuple[int, tuple[int, int]]:
-    """Views and token grid of pixels (views, channels, side, side), for towers of one fixed size."""
+    """How many views `pixels` hold, and a view's token grid, for towers of one fixed size.
+
+    Args:
+        pixels: (views, channels, side, side).
+        vision: The tower's configuration.
+        factor: Patches along the side of a token.
+
+    Raises:
+        InputError: Pixels of another shape.
+    """
     side = vision.image_size
     if pixels.ndim != 4 or tuple(pixels.shape[-2:]) != (side, side):
         raise InputError(
@@ -125,7 +135,16 @@ def flat_views(pixels: Tensor, vision: Any, factor: int) -> tuple[int, tuple[int
 
 
 def view_gaps(ids: Tensor, image_token_id: int, lengths: Iterable[int]) -> list[Gaps]:
-    """What stands around the runs of placeholders, (batch, length) ids, per prompt; runs must have these lengths."""
+    """The ids around the runs of placeholders, per prompt.
+
+    Args:
+        ids: (batch, length), on the host.
+        image_token_id: The placeholder.
+        lengths: Of the runs of all prompts, in order.
+
+    Raises:
+        InputError: A run of another length.
+    """
     prompts, left = [], iter(lengths)
     for prompt in ids:
         gaps: Gaps = [[]]
@@ -144,7 +163,7 @@ def view_gaps(ids: Tensor, image_token_id: int, lengths: Iterable[int]) -> list[
 
 
 def by_image(gaps: Gaps, ends: Callable[[list[int]], bool]) -> list[Gaps]:
-    """The gaps between the views of each image of a prompt, given which gaps end an image."""
+    """The gaps between the views of each image of a prompt; `ends` tells whether a gap lies between two images."""
     images: list[Gaps] = [[]]
     for gap in gaps[1:-1]:
         if ends(gap):
@@ -155,22 +174,29 @@ def by_image(gaps: Gaps, ends: Callable[[list[int]], bool]) -> list[Gaps]:
 
 
 def grid_of(new_row: list[bool]) -> tuple[int, int] | None:
-    """(rows, cols) of crops of which the marked ones begin a row; None if the rows differ in length."""
+    """(rows, cols) of crops, or None if their rows differ in length.
+
+    Args:
+        new_row: Per crop, whether it begins a row. The first one does, whatever is said of it.
+    """
     starts = [i for i, new in enumerate(new_row) if new or i == 0]
     cols = len(new_row) // len(starts)
     return (len(starts), cols) if starts == list(range(0, len(new_row), cols)) else None
 
 
 def grid_of_lines(between: Gaps) -> Grid:
-    """The grid of crops of which two tags part each from the next, with a newline between the tags at a row's end."""
+    """The grid of crops, from the ids between them: two tags, and at a row's end a newline between the two."""
     grid = grid_of([True, *(len(gap) > 2 for gap in between)])
     return (1, len(between) + 1, False) if grid is None else (*grid, True)
 
 
 def block_means(values: Tensor, factor: int, size: Size | None = None) -> Tensor:
-    """(views, patches), row-major in a view of that size in tokens or a square one -> (views, tokens).
+    """The mean of each factor x factor block of patches: (views, patches) -> (views, tokens), both row-major.
 
-    The mean of each factor x factor block of patches.
+    Args:
+        values: (views, patches).
+        factor: Patches along the side of a token.
+        size: Height and width of a view in tokens; None for square views.
     """
     side = isqrt(values.shape[1]) // factor
     height, width = size or (side, side)

@@ -1,18 +1,21 @@
 """What families share that cut an image into a grid of crops, put the thumbnail last and do not tell the grid.
 
-An image of one view has no crops: that view is its thumbnail. Features are one tensor (views, tokens, dim).
+The grid is found by comparing pixels (`grids.py`). An image of one view has no crops: that view is its thumbnail. The
+model's encoder returns one tensor (views, tokens, dim).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from globalcom2.adapters.base import Adapter, layer_of, stretches
+from globalcom2.adapters.base import Adapter, gather, layer_of, stretches
 from globalcom2.adapters.grids import match_grids
 from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import InputError, UnsupportedModelError
@@ -21,8 +24,20 @@ Run = tuple[int, list[int]]
 """Length of a run of placeholders, and the ids after it up to the next run."""
 
 
+def shuffled_means(patches: Tensor, shuffle: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean of the patches that a token is made of: (views, patches) -> (views, tokens).
+
+    Args:
+        patches: Values of patches, row by row.
+        shuffle: The model's own pixel shuffle, (1, patches, 1) -> (1, ..., patches of a token). Numbered patches go
+            through it, and where they come out tells which token they belong to.
+    """
+    numbers = torch.arange(patches.shape[1], device=patches.device)
+    return patches[:, shuffle(numbers[None, :, None]).flatten(0, -2)].mean(-1)
+
+
 class TilesAdapter(Adapter):
-    """Crops row by row, then the thumbnail, in pixels and prompt alike."""
+    """Views are crops row by row, then the thumbnail, both in the tower's order and in the prompt."""
 
     tower: str
     """Model type of the vision tower."""
@@ -33,19 +48,19 @@ class TilesAdapter(Adapter):
 
     @abstractmethod
     def factor(self, base: Any) -> int:
-        """A token stands for factor x factor patches."""
+        """Patches along the side of a token, which stands for factor x factor of them."""
 
     @abstractmethod
     def attentions(self, base: Any) -> list[nn.Module]:
         """The attention modules of the tower, one per layer."""
 
     def shuffled(self, base: Any, patches: Tensor) -> Tensor:
-        """The model's own pixel shuffle: (1, patches, 1), row by row -> (1, ..., patches of a token)."""
+        """Run the model's own pixel shuffle: (1, patches, 1), row by row -> (1, ..., patches of a token)."""
         shuffled: Tensor = base.multi_modal_projector.pixel_shuffle(patches)
         return shuffled
 
     def images(self, runs: list[Run]) -> list[int]:
-        """Placeholders of each image of a prompt. Here every run is an image: tags stand around it."""
+        """How many placeholders each image of a prompt has. Here every run is one image, since tags stand around it."""
         return [length for length, _ in runs]
 
     def check(self, base: Any) -> None:  # noqa: D102
@@ -93,6 +108,7 @@ class TilesAdapter(Adapter):
         ]
 
     def _tokens_on_a_side(self, base: Any, pixels: Any) -> int:
+        """Tokens along a view's side; raises `InputError` for pixels that are no square views."""
         shape = tuple(pixels.shape) if isinstance(pixels, Tensor) else ()
         size, patch = _square(base.config.vision_config.image_size), _square(base.config.vision_config.patch_size)
         if self.any_size and len(shape) == 4 and shape[3] // patch % self.factor(base) == 0:
@@ -106,29 +122,23 @@ class TilesAdapter(Adapter):
 
     def scores(self, base: Any, rows: Tensor) -> Tensor:
         """Scores (views, tokens): the mean over the patches that a token stands for."""
-        patches = super().scores(base, rows)
-        numbers = torch.arange(patches.shape[1], device=patches.device)
-        # Numbered patches through the model's own shuffle tell which ones a token is made of.
-        return patches[:, self.shuffled(base, numbers[None, :, None]).flatten(0, -2)].mean(-1)
+        return shuffled_means(super().scores(base, rows), partial(self.shuffled, base))
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
         return views.roll(1, 0)
 
     def tower_features(self, base: Any, encoded: Any) -> Tensor:
-        """What the language model would read: there is nothing before it with one entry per token."""
+        """The projected features (views, tokens, dim): only the projector makes tokens of patches."""
         features: Tensor = encoded.pooler_output
         return features
 
     def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
-        """Views lie in prompt order already, so places count straight through an image's features."""
-        images = encoded.pooler_output.split([layout.views for layout in layouts])
-        packed = zip(images, places, strict=True)
-        return torch.cat(
-            [features.flatten(0, 1)[kept.to(features.device, non_blocking=True)] for features, kept in packed]
-        )
+        """Features (kept, dim): views are in prompt order, so places count through an image's features."""
+        views = encoded.pooler_output.split([layout.views for layout in layouts])
+        return gather((image.flatten(0, 1) for image in views), places)
 
     def output(self, features: Tensor, encoded: Any) -> Any:
-        """One tensor, as from the model's own encoder."""
+        """The features in one tensor (1, kept, dim), since the model's own encoder returns a tensor too."""
         return BaseModelOutputWithPooling(pooler_output=features[None])
 
 
@@ -139,6 +149,7 @@ def _square(size: Any) -> int:
 
 
 def _runs(prompt: Tensor, image_token_id: int) -> list[Run]:
+    """The runs of placeholders of a prompt, ids (length,) on the host."""
     runs: list[Run] = []
     for is_image, ids in stretches(prompt, image_token_id):
         if is_image:
