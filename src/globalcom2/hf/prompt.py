@@ -63,12 +63,13 @@ class ShortPrompt:
     def gather_shifted(self, tensor: Tensor, fill: int) -> Tensor:
         """Cut a tensor (batch, long) whose value at a place belongs to the token after it.
 
-        A kept token gets the value that belongs to the next kept token.
+        A place gets the value that belongs to the next kept token.
         """
         index, real = self.index.to(tensor.device), self.real.to(tensor.device)
-        following = torch.cat([index[:, 1:] - 1, index[:, -1:]], 1).clamp(min=0)
-        last = torch.cat([~real[:, 1:], torch.ones_like(real[:, :1])], 1)
-        return tensor.gather(-1, torch.where(last, index, following)).masked_fill(~real, fill)
+        before_next = torch.cat([index[:, 1:] - 1, index[:, -1:]], 1)
+        next_is_real = torch.nn.functional.pad(real[:, 1:], (0, 1))
+        place = torch.where(next_is_real, before_next, torch.where(real, index, -1))
+        return tensor.gather(-1, place.clamp(min=0)).masked_fill(place < 0, fill)
 
 
 def shorten(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from globalcom2.errors import InputError
 from globalcom2.hf.active import Short
 from globalcom2.hf.cache import memory_of_call
 from globalcom2.hf.logits import places_of_logits
+from globalcom2.hf.merging import kept_features
 from globalcom2.hf.packed import block_mask, cut_lengths
 from globalcom2.hf.prompt import ALIGNED, ShortPrompt, original_positions, shorten
 from globalcom2.hf.report import Clock, ImageReport, best_first, raster
@@ -98,12 +100,12 @@ def choose(
     return Chosen(entries, prompt, [[order(entry) for entry in own] for own in entries])
 
 
-def project(base: Any, encoded: list[Encoded], chosen: Chosen) -> dict[str, Any]:
+def project(base: Any, encoded: list[Encoded], groups: list[list[Group]], chosen: Chosen) -> dict[str, Any]:
     """The encoder's output by modality, as the model's forward takes it, with the tokens that stay."""
     outputs = {}
-    for own, places in zip(encoded, chosen.places, strict=True):
-        adapter, layouts = own.visuals.adapter, own.visuals.layouts
-        features = adapter.kept(base, own.output, layouts, places)
+    for own, members, places in zip(encoded, groups, chosen.places, strict=True):
+        adapter = own.visuals.adapter
+        features = kept_features(base, own, members, places)
         outputs[adapter.modality] = adapter.output(features, own.output)
     return outputs
 
@@ -138,9 +140,11 @@ def rewrite(
     restore = None
     if how.direct:
         length = given.length - given.unknown
-        restore = places_of_logits(own, length, int(call.get("logits_to_keep") or 0), how.full_logits)
-    if restore is not None and "logits_to_keep" in call:
-        new["logits_to_keep"] = restore.wanted
+        takes = "logits_to_keep" in inspect.signature(type(how.model).forward).parameters
+        to_keep = int(call.get("logits_to_keep") or 0) if takes else 0
+        restore = places_of_logits(own, length, to_keep, how.full_logits)
+        if restore is not None and to_keep:
+            new["logits_to_keep"] = restore.wanted
     memory = remembered.to(device)
     prompt = memory.prompt.after(given.unknown)
     for name, fill in ALIGNED.items():
