@@ -67,6 +67,8 @@ def test_an_installed_tap_changes_nothing_and_goes_without_a_trace():
         assert module.config is tapped  # a second tap is the first one
         assert torch.equal(model(**inputs).logits, before)
     tap.uninstall(module)
+    assert module.config is tapped  # taps are counted
+    tap.uninstall(module)
     assert module.config is config
 
 
@@ -150,3 +152,28 @@ def test_views_laid_end_to_end_leave_a_row_each(monkeypatch):
     expected = [read(query[:, :, own], key[:, :, own], None, None) for own in (slice(8), slice(8, 12))]
     for row, own in zip(recording.rows, expected, strict=True):
         torch.testing.assert_close(row, own)
+
+
+def test_several_modules_are_read_in_one_pass():
+    t = llava_next()
+    tower = t.model.model.vision_tower
+    adapter = LlavaNextAdapter()
+    last, first = (adapter.attention(t.model.model, layer) for layer in (-1, 0))
+    pixels = t.inputs(["<image>"], [picture(168, 84)])["pixel_values"][0]
+    read = tap.reader("attention", 0)
+    alone = []
+    for module in (last, first):
+        tap.install(module)
+        with torch.no_grad(), tap.record(module, read) as recording:
+            tower(pixels)
+        alone += recording.rows
+    more, keys, none = tap.Recording(first, read), tap.Recording(last, tap.mean_keys), tap.Recording(None, read)
+    with torch.no_grad(), tap.record(last, read, more, keys, none) as recording, tap.outputs_of(tower) as outputs:
+        output = tower(pixels)
+    tap.uninstall(last), tap.uninstall(first)
+    assert torch.equal(recording.rows[0], alone[0])
+    assert torch.equal(more.rows[0], alone[1])
+    assert keys.rows[0].shape == (3, 37, 12)
+    assert none.rows == []
+    assert outputs == [output]
+    assert not [hook for hook in tower._forward_hooks.values() if "outputs_of" in hook.__qualname__]

@@ -1,4 +1,4 @@
-"""Read one attention row of one layer while the model's own kernel (sdpa, flash, eager) does the work.
+"""Read one attention row of one layer, or of several, while the model's own kernel (sdpa, flash, eager) does the work.
 
 The layer's attention module gets a shallow copy of its config whose implementation name points at a wrapper around the
 very same kernel. The wrapper additionally multiplies the [CLS] query with all keys: one row instead of the tokens x tokens
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,31 +28,63 @@ PREFIX = "globalcom2|"
 
 
 Reader = Callable[[Tensor, Tensor, Any, "float | None"], Tensor]
-"""Makes rows (views, sequence) of a kernel's query, key, mask and scaling."""
+"""Makes rows (views, sequence, ...) of a kernel's query, key, mask and scaling."""
 
 
 @dataclass
 class Recording:
-    """Rows of one encoder call: wanted from `module`'s tap, (views, sequence) per pass of the tower."""
+    """What one tap reads during one encoder call."""
 
     module: nn.Module | None
+    """The attention module; None records nothing."""
     read: Reader
-    rows: list[Tensor]
+    rows: list[Tensor] = field(default_factory=list)
+    """What `read` returned, per pass of the tower."""
 
 
 # Per thread and task, so that concurrent calls on one model do not mix.
-_recording: ContextVar[Recording | None] = ContextVar("globalcom2_tap", default=None)
+_recordings: ContextVar[tuple[Recording, ...]] = ContextVar("globalcom2_tap", default=())
+_seen: ContextVar[list[Any] | None] = ContextVar("globalcom2_outputs", default=None)
 
 
 @contextmanager
-def record(module: nn.Module | None, read: Reader) -> Iterator[Recording]:
-    """Collect what `read` makes of `module`'s attention in the block; a module inside torch.compile included."""
-    recording = Recording(module, read, [])
-    token = _recording.set(recording)
+def record(module: nn.Module | None, read: Reader, *more: Recording) -> Iterator[Recording]:
+    """Collect what `read` makes of `module`'s attention in the block; a module inside torch.compile included.
+
+    Args:
+        module: An attention module with a tap on it; None records nothing.
+        read: Makes rows of the kernel's arguments.
+        *more: Further recordings to fill, of other modules or of the same one.
+
+    Returns:
+        The recording of `module`.
+    """
+    recording = Recording(module, read)
+    token = _recordings.set((recording, *more))
     try:
         yield recording
     finally:
-        _recording.reset(token)
+        _recordings.reset(token)
+
+
+@contextmanager
+def outputs_of(module: nn.Module | None) -> Iterator[list[Any]]:
+    """Collect what a module returns in the block, in this thread or task; None collects nothing."""
+    seen: list[Any] = []
+    if module is None:
+        yield seen
+        return
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if _seen.get() is seen:
+            seen.append(output)
+
+    token, hook = _seen.set(seen), module.register_forward_hook(note)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+        _seen.reset(token)
 
 
 def install(module: nn.Module) -> None:
@@ -118,14 +150,20 @@ def _tapped(implementation: str) -> Callable[..., Any]:
 def _tap(
     module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None, ends: Tensor | None = None
 ) -> None:
-    recording = _recording.get()
-    if recording is None or recording.module is not module:
+    wanted = [recording for recording in _recordings.get() if recording.module is module]
+    if not wanted:
         return
     # Flash kernels get views of several lengths end to end, and where they end.
     lengths = [query.shape[2]] if ends is None else ends.diff().tolist()
     with torch.no_grad():
         for own, keys in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-            recording.rows.append(recording.read(own, keys, mask, scaling))
+            for recording in wanted:
+                recording.rows.append(recording.read(own, keys, mask, scaling))
+
+
+def mean_keys(query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> Tensor:
+    """A `Reader` of the keys as the kernel sees them, mean over heads, float32 (views, sequence, head_dim)."""
+    return key.float().mean(1)
 
 
 def reader(score: str, cls_index: int | None) -> Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -31,9 +31,9 @@ class Keep:
     """bool (crops, tokens); never a padded token."""
     newlines: Tensor | None = None
     """bool (lines,): newlines that stay; None where the packing has none."""
-    merge: Merge | None = None
+    merge: Merge | None = field(default=None, kw_only=True)
     """What a method that merges adds to kept tokens, see `Merge`; None for all others."""
-    unchecked: Unchecked | None = None
+    unchecked: Unchecked | None = field(default=None, kw_only=True)
     """Without `check`: what the method returned, whose values nobody has looked at yet."""
 
 
@@ -132,7 +132,8 @@ def _decide(method: Method, options: dict[str, Any], views: Views, rule: _Rule) 
             answer = _checked(method, function(views, rule.ratio, counts=counts, **options), views)
             rankings.append(answer._replace(ratios=first.ratios, thumbnail_competes=first.thumbnail_competes))
             masks = _masks(method, rankings[-1], views, rule)
-    return Keep(*masks, rankings[-1].merge, Unchecked(method, tuple(rankings), views.valid_mask))
+    unchecked = Unchecked(method, tuple(rankings), views.valid_mask)
+    return Keep(*masks, merge=rankings[-1].merge, unchecked=unchecked)
 
 
 def _checked(method: Method, ranking: Any, views: Views) -> Ranking:
@@ -209,7 +210,7 @@ def _with_batch_axis(views: Views) -> Views:
 def _without_batch_axis(keep: Keep) -> Keep:
     newlines = None if keep.newlines is None else keep.newlines[0]
     merge = None if keep.merge is None else Merge(*(part[0] for part in keep.merge))
-    return Keep(keep.thumbnail[0], keep.crops[0], newlines, merge, keep.unchecked)
+    return Keep(keep.thumbnail[0], keep.crops[0], newlines, merge=merge, unchecked=keep.unchecked)
 
 
 def all_finite(views: Views) -> Tensor:

@@ -70,7 +70,8 @@ def compress(
         score: What saliency is: "logits" ([CLS] row before the softmax, mean over heads), "attention" (after it),
             "mean_query" (logits of the mean over all tokens' queries), "received" (attention that a token gets from all
             others) or "similarity" (minus the cosine of a token's features to the mean of its view). In towers without
-            [CLS] the mean query stands in for it. Default: the family's, see the models table.
+            [CLS] the mean query stands in for it. Default: what the method is defined on, if it says so, else the family's,
+            see the models table.
         layer: The tower's layer whose attention row is read; negative counts from the end, -1 as in the published code.
             Default: the deepest whose output the language model reads by `model.config`, in LLaVA-NeXT the second-last; -1
             with `exact=False`.
@@ -201,19 +202,15 @@ class Compression:
         self.adapters = {adapter.modality: adapter for adapter in (self.adapter, videos) if adapter is not None}
         self.settings = settings
         layer = -1 if settings.layer is None and not settings.exact else settings.layer  # the published code's
-        self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer)
-        attention = self.saliency.attention(self.target.base_model)
-        self.taps = [] if attention is None else [attention]
+        method = get_method(settings.method)
+        self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer, method)
+        self.taps = self.saliency.taps(self.target.base_model)
         self.used = False
         """Whether a block was entered, or `apply` called."""
         self.forget()
         self.choose = choose or partial(choose_tokens, settings)
         if choose is None:  # on four tiny crops: an option out of range is told now, not in the middle of a call
-            features = torch.zeros(5, 4, 1)
-            scores = features[..., 0]
-            choose_tokens(
-                settings, Views(scores[1:], None, (2, 2), features, scores[0], score_type=self.saliency.score), True
-            )
+            choose_tokens(settings, self.saliency.example(), True)
 
     @property
     def report(self) -> Report:
@@ -280,23 +277,16 @@ class Compression:
             groups = [self._select(base, own) for own in encoded]
             chosen = choose(given, found, groups, settings.thumbnail_order, _pad_token_id(model))
         with clock.phase("projection"):
-            outputs = project(base, encoded, chosen)
+            outputs = project(base, encoded, groups, chosen)
         self._report = Report(settings.retention_ratio, settings.method, in_prompt_order(found, chosen.entries), clock)
         how = Rewriting(model, settings.positions == "original", direct, settings.logits == "full", clock)
         return rewrite(call, given, found, chosen, outputs, how)
 
     def _select(self, base: Any, encoded: Encoded) -> list[Group]:
         """Select for all images, or videos, of one layout in one go."""
-        method, layouts = self.settings.method, encoded.visuals.layouts
-        with_features = get_method(method).needs_features
-        if with_features and any(layout.thumbnail_grid != layout.token_grid for layout in layouts):
-            raise InputError(
-                "method must be one that reads scores alone, since this model's thumbnail has a token grid of its own, got "
-                f"{method!r}, which compares features."
-            )
         return [
             Group(layout, members, views, thumbnails, self.choose(views, layout.known_grid))
-            for layout, members, views, thumbnails in self.saliency.views(base, encoded, with_features)
+            for layout, members, views, thumbnails in self.saliency.views(base, encoded)
         ]
 
 

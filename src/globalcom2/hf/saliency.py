@@ -1,9 +1,9 @@
-"""What the tokens of a call are scored by: one pass of the vision tower, read in one layer, as `Views`."""
+"""What selectors see of a call: one pass of the vision tower, its scores and what else a method reads, as `Views`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from globalcom2.adapters import tap
 from globalcom2.adapters.base import Adapter
+from globalcom2.adapters.unequal import UnequalAdapter
 from globalcom2.core.layout import Layout
-from globalcom2.core.scores import similarity
+from globalcom2.core.methods import Method
+from globalcom2.core.scores import SCORE_TYPES, similarity
 from globalcom2.core.views import Views
-from globalcom2.errors import UnsupportedModelError
+from globalcom2.errors import InputError, UnsupportedModelError
 from globalcom2.hf.visuals import Visuals
 
 
@@ -26,63 +28,176 @@ class Encoded:
     output: Any
     """What the adapter's `encode` returned."""
     rows: list[Tensor]
-    """What the tap read meanwhile."""
+    """What the tap of the score layer read, (views, sequence) per pass of the tower."""
+    layer_rows: list[list[Tensor]] = field(default_factory=list)
+    """The rows of each further layer."""
+    keys: list[Tensor] = field(default_factory=list)
+    """The score layer's keys, (views, sequence, dim) per pass of the tower."""
+    cls: Tensor | None = None
+    """[CLS] in the tower's output, (views, dim)."""
 
 
 class Saliency:
-    """How a model's tokens are scored.
+    """How a model's tokens are scored, and what else a method reads of the vision tower.
 
     Args:
         base: The model that has `get_image_features`.
-        adapter: That of its images.
-        score: See `compress`; None is the family's own.
-        layer: See `compress`; None is the layer of the features.
+        adapter: The adapter of its images.
+        score: See `compress`. None: the score type that `method` is defined on, or else the family's own.
+        layer: See `compress`. None: the layer of the features.
+        method: What reads the views. None: a method that reads scores alone.
+
+    Raises:
+        InputError: A layer that the tower does not have, or a score type that the method cannot read.
+        UnsupportedModelError: The family cannot give what the method reads.
     """
 
-    def __init__(self, base: Any, adapter: Adapter, score: str | None, layer: int | None):
+    def __init__(self, base: Any, adapter: Adapter, score: str | None, layer: int | None, method: Method | None = None):
         self.adapter = adapter
-        self.score = score or adapter.default_score
+        self.method = method
+        self.score = score or (None if method is None else method.score) or adapter.default_score
         self.layer = adapter.default_layer(base) if layer is None else layer
+        self.layers: tuple[int, ...] = () if method is None else method.layers
+        self.wanted: frozenset[str] = frozenset() if method is None else method.wanted
+        self._check(base)
+
+    def _check(self, base: Any) -> None:
+        """Raise for what the family cannot give, as far as that is known before a call."""
+        kind = base.config.model_type
+        name = "" if self.method is None else self.method.name
+        if self.score not in SCORE_TYPES:
+            raise InputError(f"score of method {name!r} must be one of {', '.join(SCORE_TYPES)}, got {self.score!r}.")
+        if self.layers and self.score == "similarity":
+            raise InputError(
+                f"score must be one that is read in attention for method {name!r}, which compares layers, got 'similarity'. "
+                "Pass score='mean_query'."
+            )
+        if "keys" in self.wanted and isinstance(self.adapter, UnequalAdapter):
+            raise UnsupportedModelError(
+                f"method must be one that reads no keys for {kind}, whose views differ in size, got {name!r}."
+            )
+        if "cls" in self.wanted and self._tower(base) is None:
+            why = "which has no [CLS]" if self.adapter.cls_index is None else "whose tower does not return [CLS]"
+            raise UnsupportedModelError(
+                f"method must be one that reads no [CLS] feature for {kind}, {why}, got {name!r}."
+            )
+        self.taps(base)
 
     def attention(self, base: Any) -> nn.Module | None:
-        """What to tap; nothing where scores do not come from attention."""
-        return None if self.score == "similarity" else self.adapter.attention(base, self.layer)
+        """The attention module that scores are read in; None where scores do not come from attention."""
+        if self.score == "similarity":
+            return None
+        chosen = self.method is not None and self.method.score == self.score != self.adapter.default_score
+        return self._attention(base, self.layer, f"is defined on score {self.score!r}" if chosen else "")
+
+    def taps(self, base: Any) -> list[nn.Module]:
+        """All attention modules that are read."""
+        modules = [self.attention(base), *self._further(base), self._keyed(base)]
+        return list({id(module): module for module in modules if module is not None}.values())
+
+    def _further(self, base: Any) -> list[nn.Module]:
+        return [self._attention(base, layer, f"reads layer {layer}") for layer in self.layers]
+
+    def _keyed(self, base: Any) -> nn.Module | None:
+        return self._attention(base, self.layer, "reads keys") if "keys" in self.wanted else None
+
+    def _attention(self, base: Any, layer: int, why: str) -> nn.Module:
+        """The attention module of a layer; an error says that it is the method that needs it, if `why` says so."""
+        try:
+            return self.adapter.attention(base, layer)
+        except (InputError, UnsupportedModelError) as error:
+            if not why or self.method is None:
+                raise
+            raise type(error)(
+                f"method must be one that this model has the layers for, got {self.method.name!r}, which {why}: {error}"
+            ) from None
+
+    def _tower(self, base: Any) -> nn.Module | None:
+        """The module whose output has [CLS], if the method reads it."""
+        if "cls" not in self.wanted or self.adapter.cls_index is None:
+            return None
+        return getattr(base, "vision_tower", None)
+
+    def example(self) -> Views:
+        """Views of four tiny crops with everything that the method reads, all zero."""
+        zeros = torch.zeros(5, 4, 1)
+        return Views(
+            zeros[1:, :, 0],
+            None,
+            (2, 2),
+            zeros,
+            zeros[0, :, 0],
+            score_type=self.score,
+            layer_scores=torch.zeros(len(self.layers), 5, 4) if self.layers else None,
+            keys=zeros if "keys" in self.wanted else None,
+            cls=zeros[:, 0] if "cls" in self.wanted else None,
+        )
 
     def encode(self, base: Any, visuals: Visuals) -> Encoded:
-        """Run the tower, and read its rows meanwhile."""
-        attention = self.attention(base)
-        read = tap.reader(self.score, visuals.adapter.cls_index)
-        with tap.record(attention, read) as recording:
-            output = visuals.adapter.encode(base, visuals.arguments, visuals.layouts)
-        if attention is not None and not recording.rows:
-            raise UnsupportedModelError(
-                f"layer {self.layer} of the vision tower must run when the tower does, got nothing from its tap."
-            )
-        return Encoded(visuals, output, recording.rows)
+        """Run the tower, and read what is wanted of it meanwhile."""
+        adapter = visuals.adapter
+        attention, read = self.attention(base), tap.reader(self.score, adapter.cls_index)
+        further = [tap.Recording(module, read) for module in self._further(base)]
+        keys = tap.Recording(self._keyed(base), tap.mean_keys)
+        with tap.record(attention, read, *further, keys) as recording, tap.outputs_of(self._tower(base)) as outputs:
+            output = adapter.encode(base, visuals.arguments, visuals.layouts)
+        layers = (self.layer, *self.layers, self.layer)
+        for layer, own in zip(layers, (recording, *further, keys), strict=True):
+            if own.module is not None and not own.rows:
+                raise UnsupportedModelError(
+                    f"layer {layer} of the vision tower must run when the tower does, got nothing from its tap."
+                )
+        cls = self._cls(base, outputs) if "cls" in self.wanted else None
+        return Encoded(visuals, output, recording.rows, [own.rows for own in further], keys.rows, cls)
 
-    def views(
-        self, base: Any, encoded: Encoded, with_features: bool
-    ) -> Iterator[tuple[Layout, list[int], Views, Tensor]]:
-        """Images, or videos, of one layout at a time: it, their numbers in the call, views and thumbnails' scores."""
+    def _cls(self, base: Any, outputs: list[Any]) -> Tensor:
+        """[CLS] in what the tower returned, (views, dim)."""
+        hidden = [getattr(output, "last_hidden_state", None) for output in outputs]
+        found = [states[:, self.adapter.cls_index] for states in hidden if isinstance(states, Tensor)]
+        if not found:
+            raise UnsupportedModelError(
+                f"the vision tower of {base.config.model_type} must return last_hidden_state for a method that reads [CLS], "
+                f"got {[type(output).__name__ for output in outputs]}."
+            )
+        return torch.cat(found)
+
+    def views(self, base: Any, encoded: Encoded) -> Iterator[tuple[Layout, list[int], Views, Tensor]]:
+        """Images, or videos, of one layout at a time.
+
+        Returns:
+            The layout, the images' numbers in the call, their views, and thumbnails' scores (images, tokens).
+
+        Raises:
+            InputError: The method compares tokens of all views, but the thumbnail's stand for areas of another size.
+        """
         visuals = encoded.visuals
+        self._check_grids(visuals.layouts)
         parts = _parts(self._scores(base, encoded), visuals)
-        guidance = visuals.adapter.guidance(base, encoded.output, visuals.layouts)
-        features = None
-        if with_features:
+        given = {"guidance": visuals.adapter.guidance(base, encoded.output, visuals.layouts)}
+        if "features" in self.wanted:
             flat = torch.cat([view.flatten(0, -2) for view in _features(base, encoded)])
-            features = [torch.cat([first[None], others]) for first, others in _parts(flat, visuals)]
+            given["features"] = _by_view(flat, visuals)
+        if self.layers:
+            rows = [visuals.adapter.all_scores(base, own, visuals.layouts) for own in encoded.layer_rows]
+            given["layer_scores"] = [image.movedim(-1, 0) for image in _by_view(torch.stack(rows, -1), visuals)]
+        if "keys" in self.wanted:
+            given["keys"] = _by_view(_keys_of_tokens(base, encoded), visuals)
+        if encoded.cls is not None:
+            given["cls_features"] = _cls_by_view(encoded.cls, visuals)
         for layout in dict.fromkeys(visuals.layouts):
             members = [i for i, other in enumerate(visuals.layouts) if other is layout]
             thumbnails, crops = (torch.stack(tensors) for tensors in zip(*(parts[i] for i in members), strict=True))
-            views = Views.of(
-                layout,
-                thumbnails,
-                crops,
-                self.score,
-                features=None if features is None else torch.stack([features[i] for i in members]),
-                guidance=None if guidance is None else torch.stack([guidance[i] for i in members]),
+            more = {name: torch.stack([x[i] for i in members]) for name, x in given.items() if x is not None}
+            yield layout, members, Views.of(layout, thumbnails, crops, self.score, **more), thumbnails
+
+    def _check_grids(self, layouts: list[Layout]) -> None:
+        reads = sorted(self.wanted - {"cls"}) + (["several layers"] if self.layers else [])
+        if reads and any(layout.thumbnail_grid != layout.token_grid for layout in layouts):
+            name = "" if self.method is None else self.method.name
+            raise InputError(
+                "method must be one that reads scores alone, since this model's thumbnail has a token grid of its own, got "
+                f"{name!r}, which compares {' and '.join(reads)}."
             )
-            yield layout, members, views, thumbnails
 
     def _scores(self, base: Any, encoded: Encoded) -> Tensor:
         """Scores (tokens,) of all views end to end, in the tower's order."""
@@ -98,7 +213,32 @@ def _features(base: Any, encoded: Encoded) -> list[Tensor]:
     return features if isinstance(features, list) else [features]
 
 
+def _keys_of_tokens(base: Any, encoded: Encoded) -> Tensor:
+    """Keys (tokens, dim) of all views end to end: every channel goes the way that scores go from patches to tokens."""
+    keys = torch.cat(encoded.keys)
+    channels = keys.movedim(-1, 0)
+    scored = encoded.visuals.adapter.scores(base, channels.flatten(0, 1))
+    tokens: Tensor = scored.unflatten(0, channels.shape[:2])
+    return tokens.movedim(0, -1).flatten(0, 1)
+
+
 def _parts(tokens: Tensor, visuals: Visuals) -> list[tuple[Tensor, Tensor]]:
     """Thumbnail and crops of each image, or pooled clip and frames of each video."""
     images = tokens.split([layout.tower_tokens for layout in visuals.layouts])
     return [visuals.adapter.parts(own, layout) for own, layout in zip(images, visuals.layouts, strict=True)]
+
+
+def _by_view(tokens: Tensor, visuals: Visuals) -> list[Tensor]:
+    """Per image, values (1 + crops, tokens, dim), thumbnail first, of (tokens, dim) in the tower's order."""
+    return [torch.cat([first[None], others]) for first, others in _parts(tokens, visuals)]
+
+
+def _cls_by_view(cls: Tensor, visuals: Visuals) -> list[Tensor]:
+    """Per image, [CLS] features (1 + crops, dim), thumbnail first; of a video, the mean of its frames' comes first."""
+    images = cls.split([layout.views for layout in visuals.layouts])
+    return [
+        visuals.adapter.arrange(own[:, None], layout)[:, 0]
+        if layout.thumbnail
+        else torch.cat([own.mean(0, keepdim=True), own])
+        for own, layout in zip(images, visuals.layouts, strict=True)
+    ]

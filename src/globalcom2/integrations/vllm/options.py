@@ -42,9 +42,10 @@ class Options:
         retention = _ratio(RETENTION, _setting(config, RETENTION, 1.0))
         floor = _ratio(FLOOR, _setting(config, FLOOR, retention))
         method = str(_setting(config, METHOD, "globalcom2"))
-        if get_method(method).needs_features:
+        if not get_method(method).on_scores_alone:
             raise InputError(
-                f"{METHOD} must be a method that works on scores in an engine, got {method!r}, which needs features."
+                f"{METHOD} must be a method that works on scores alone in an engine, got {method!r}, which reads more of the "
+                "vision tower or merges tokens."
             )
         if floor > retention:
             raise InputError(f"{FLOOR} must be at most {RETENTION} {retention:g}, got {floor:g}.")
