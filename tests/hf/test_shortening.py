@@ -99,8 +99,11 @@ def test_aligned_tensors_are_cut_in_step(seed):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_values_of_the_following_token_go_to_the_token_before_it(seed):
-    """A value that belongs to a dropped token goes with it; that of a row's last token stays where it is."""
+def test_values_of_the_following_token_go_to_the_place_before_it(seed):
+    """A value that belongs to a dropped token goes with it. What stands at a row's last token stays there.
+
+    Padding before a row's first token holds that token's value.
+    """
     rng = random.Random(seed)
     long, ids, mask, wanted = rng.randint(1, 8), [], [], []
     for _ in range(3):  # padding at the ends alone
@@ -112,15 +115,13 @@ def test_values_of_the_following_token_go_to_the_token_before_it(seed):
     values = [[10 * row + n for n in range(long)] for row in range(3)]
     expected = []
     for row, own in enumerate(columns(mask, wanted, 0)):
-        out = []
-        for here, n in enumerate(own):
-            following = own[here + 1] if here + 1 < len(own) else None
-            if n is None or not mask[row][n]:
-                out.append(-1)
-            elif following is None or not mask[row][following]:
-                out.append(values[row][n])
-            else:
-                out.append(values[row][following - 1])
+        kept = [(here, n) for here, n in enumerate(own) if n is not None and mask[row][n]]
+        out = [-1] * len(own)
+        for here, n in kept:
+            out[here] = values[row][n]
+        for here, n in kept:
+            if here and n:
+                out[here - 1] = values[row][n - 1]
         expected.append(out)
     short = shorten(torch.tensor(ids), torch.tensor(mask), torch.tensor(wanted), PAD)
     assert short.gather_shifted(torch.tensor(values), -1).tolist() == expected
