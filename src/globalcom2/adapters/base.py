@@ -203,7 +203,7 @@ class Adapter(ABC):
         Where views differ in size, this is a list with one (tokens, dim) per view.
         """
 
-    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+    def kept_features(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
         """The features (kept, dim) that the language model is to read.
 
         Args:
@@ -219,7 +219,7 @@ class Adapter(ABC):
         """Put features in the container that the model's forward expects of its encoder.
 
         Args:
-            features: What `kept` returned.
+            features: What `kept_features` returned.
             encoded: What `encode` returned, for what else the forward reads from it.
 
         Returns:

@@ -54,7 +54,7 @@ class Granite4VisionAdapter(AnyresAdapter):
         """The tower's features that the spatial projectors read, each token's mean over its patches."""
         return _per_token(base.config, encoded.hidden_states[base.config.spatial_vision_layer])
 
-    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+    def kept_features(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
         """Features (kept, levels, dim): one level per entry of `deepstack_features`."""
         return torch.stack([gather(packed, places) for _, packed in encoded.deepstack_features], 1)
 

@@ -43,7 +43,7 @@ class LlavaNextAdapter(AnyresAdapter):
         features: Tensor = encoded
         return features
 
-    def kept(self, base: Any, encoded: Tensor, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+    def kept_features(self, base: Any, encoded: Tensor, layouts: list[Layout], places: list[Tensor]) -> Tensor:
         """Features (kept, dim): the projector's of the tokens that stay, and the newline's."""
         first, slots = 0, []
         for layout, kept in zip(layouts, places, strict=True):

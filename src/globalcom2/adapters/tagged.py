@@ -109,7 +109,7 @@ class TaggedAdapter(Adapter):
         thumbnail, crops = first.tensor_split([layout.thumbnail_tokens])
         return thumbnail, crops.unflatten(0, (layout.views - 1, layout.tokens))
 
-    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:  # noqa: D102
+    def kept_features(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:  # noqa: D102
         return gather(self.flat(base, encoded).split([len(layout.slots) for layout in layouts]), places)
 
 

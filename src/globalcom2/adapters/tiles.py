@@ -132,7 +132,7 @@ class TilesAdapter(Adapter):
         features: Tensor = encoded.pooler_output
         return features
 
-    def kept(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
+    def kept_features(self, base: Any, encoded: Any, layouts: list[Layout], places: list[Tensor]) -> Tensor:
         """Features (kept, dim): views are in prompt order, so places count through an image's features."""
         views = encoded.pooler_output.split([layout.views for layout in layouts])
         return gather((image.flatten(0, 1) for image in views), places)

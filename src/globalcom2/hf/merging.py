@@ -16,7 +16,7 @@ from globalcom2.hf.saliency import Encoded
 
 
 def kept_features(base: Any, encoded: Encoded, groups: list[Group], places: list[Tensor]) -> Tensor:
-    """Features (kept, ...) as `Adapter.kept` returns them, of tokens into which dropped ones may have been merged.
+    """Features (kept, ...) as `Adapter.kept_features` returns them, of tokens into which dropped ones may have been merged.
 
     Where the projector works on kept tokens alone, the tower's features are merged before it; in all other families,
     what the adapter gives for all places of a run.
@@ -36,14 +36,14 @@ def kept_features(base: Any, encoded: Encoded, groups: list[Group], places: list
         for n, i in enumerate(group.members)
     }
     if not merges:
-        return adapter.kept(base, encoded.output, layouts, places)
+        return adapter.kept_features(base, encoded.output, layouts, places)
     if isinstance(encoded.output, Tensor):  # (views, tokens, dim), not projected yet
         images = encoded.output.split([layout.views for layout in layouts])
         merged = [
             merges[i].added(own.flatten(0, 1)).view_as(own) if i in merges else own for i, own in enumerate(images)
         ]
-        return adapter.kept(base, torch.cat(merged), layouts, places)
-    everything = adapter.kept(base, encoded.output, layouts, [torch.arange(n) for n in visuals.lengths])
+        return adapter.kept_features(base, torch.cat(merged), layouts, places)
+    everything = adapter.kept_features(base, encoded.output, layouts, [torch.arange(n) for n in visuals.lengths])
     runs = [
         merges[i].at(layout.slots).added(run) if i in merges else run
         for i, (run, layout) in enumerate(zip(everything.split(visuals.lengths), layouts, strict=True))
