@@ -259,7 +259,7 @@ def masks(entry):
     return kept, torch.cat([thumbnail, layout.valid]).tolist()
 
 
-@pytest.mark.parametrize("sizes", [[(168, 168)], [(168, 168), (200, 60), (168, 168)]])
+@pytest.mark.parametrize("sizes", [[(168, 168)], [(168, 168), (50, 200), (92, 200), (168, 168)]])
 def test_the_towers_features_are_merged_before_the_projector(monkeypatch, sizes):
     tiny = built("llava_next")
     merging(monkeypatch)

@@ -5,6 +5,6 @@ No model, no budget arithmetic and no rounding live here; `core.allocation` make
 
 from __future__ import annotations
 
-from globalcom2.core.ranking import Ranking
+from globalcom2.core.ranking import Counts, Merge, Ranking
 
-__all__ = ["Ranking"]
+__all__ = ["Counts", "Merge", "Ranking"]

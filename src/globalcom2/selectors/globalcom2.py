@@ -13,14 +13,19 @@ from globalcom2.core.ranking import Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
 
-# Logit sums over a crop's share of the thumbnail differ by tens; softmaxed attention sums to at most one in a whole
-# view, so the paper's temperature would make every crop's share equal there.
+# Softness of the competition between crops, by score type. The 10 of logits is the paper's; 3, 30 and 100 are no better on
+# the mini model (benchmarks/results/mini-sweep.json). Logit sums over a crop's share of the thumbnail differ by tens, while
+# softmaxed attention sums to at most one in a whole view, where 10 would make every crop's share equal: its 0.1 was chosen by
+# hand. So were the values of the mean query and of similarity, whose sums are of the size of those of logits.
 TEMPERATURES = {"logits": 10.0, "attention": 0.1, "mean_query": 10.0, "received": 0.1, "similarity": 10.0}
-# VidCom²'s, which belongs to the Gaussian kernels that guide in videos.
+# The temperature of VidCom² (https://arxiv.org/abs/2505.14454), which belongs to the Gaussian kernels that guide in videos.
 GUIDANCE_TEMPERATURE = 0.01
+# Score types that a softmax makes attention of.
 LOGITS = ("logits", "mean_query")
-EVEN = 0.25  # of a budget that follows attention: what is shared evenly, so that a wrong score costs no crop everything
-EPSILON = 1e-8
+# The part of a budget by attention that is shared evenly, so that a wrong score costs no crop everything. Chosen by hand;
+# less kept hardly more digits on the mini model (training/mini/LOG.md, fifth edition).
+EVEN = 0.25
+EPSILON = 1e-8  # against division by zero; the published code's
 # Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
 # that a temperature means the same at every resolution.
 PAPER_TOKENS = 576
@@ -43,7 +48,8 @@ def globalcom2(
         retention_ratio: Fraction to keep, in (0, 1].
         temperature: Of "softmax" allocation: softness of the competition between crops. Default: 0.1 for attention given
             or received, 10 for all others; with guidance 0.01, whatever the scores.
-        alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1]. The paper's is 0.5.
+        alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1]. The paper's is 0.5; the default
+            was chosen by benchmarks/results/mini-sweep.json and mini-digits-kept.json.
         crop_mass: Of "softmax" allocation: how a crop's region of the thumbnail counts, as the "sum" (the default),
             "mean" or "max" of its scores. Guidance covers every crop whole, so that "sum" is "mean" there.
         regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers, and "sum" is per
@@ -128,7 +134,8 @@ def _allocation(
 def _attention_density(views: Views, canvas: Canvas) -> Tensor:
     """Attention per valid token of every crop over that of the whole image, float64 (batch, crops).
 
-    The thumbnail sees what matters in the whole, and no small print; the crops see that. Both have a half say.
+    A crop's share of the attention is the mean of two: the thumbnail's, which sees what matters in the whole but no small
+    print, and that of the crops themselves, which see the print. Equal weights for the two were chosen by hand.
     """
     thumbnail: Tensor = views.thumbnail_scores  # type: ignore[assignment]
     rows, cols = canvas.overlaps()
@@ -142,7 +149,7 @@ def _attention_density(views: Views, canvas: Canvas) -> Tensor:
 
 
 def _by_guidance(views: Views, crop_mass: str) -> Tensor:
-    """Mass of every crop, (batch, crops)."""
+    """Mass of every crop, (batch, crops), from the guidance of its own tokens."""
     guidance: Tensor = views.guidance.double()  # type: ignore[union-attr]
     valid = views.valid_mask
     if crop_mass == "max":
@@ -153,7 +160,7 @@ def _by_guidance(views: Views, crop_mass: str) -> Tensor:
 
 
 def _by_thumbnail(views: Views, canvas: Canvas, crop_mass: str, regions: str) -> Tensor:
-    """The same from a crop's region of the thumbnail."""
+    """Mass of every crop, (batch, crops), from its region of the thumbnail."""
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
     # Softmaxed scores sum to one in a view of any resolution, others grow with it.
     tokens = views.thumbnail_tokens if views.score_type in ("attention", "received") else PAPER_TOKENS
