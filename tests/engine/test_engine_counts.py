@@ -64,6 +64,11 @@ def sizes(number: int):
             yield step * rng.randint(1, 2000 // step), step * rng.randint(1, 2000 // step)
 
 
+def info_of(model):
+    """The `ProcessingInfo` that is registered for a model class."""
+    return model._processor_factory.info
+
+
 def check(info, number: int, count) -> None:
     family, config, seen = info.family, info.get_hf_config(), set()
     for width, height in sizes(number):
@@ -83,7 +88,7 @@ def llava_next() -> LlavaNextConfig:
 
 
 def test_llava_next():
-    info = anyres.LlavaNextInfo(context(llava_next()))
+    info = info_of(anyres.LlavaNext)(context(llava_next()))
     check(info, SIZES, lambda width, height: info.get_num_image_tokens(image_width=width, image_height=height))
 
 
@@ -95,7 +100,7 @@ def test_llava_onevision():
         image_grid_pinpoints=[[384 * rows, 384 * cols] for rows in range(1, 7) for cols in range(1, 7)],
         vision_aspect_ratio="anyres_max_9",
     )
-    info = anyres.LlavaOnevisionInfo(context(config))
+    info = info_of(anyres.LlavaOnevision)(context(config))
     check(info, 1000, lambda width, height: info.get_num_image_tokens(image_width=width, image_height=height))
 
 
@@ -104,7 +109,7 @@ def internvl_info(**images):
     made.processor.image_processor = GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, **images)
     made.processor.image_seq_length = 256
     config = InternVLConfig(image_seq_length=256)
-    return with_processor(plugin.InternVLInfo, config, made.processor), made.processor
+    return with_processor(info_of(plugin.InternVL), config, made.processor), made.processor
 
 
 def test_internvl():
@@ -140,7 +145,7 @@ def test_internvl_chat():
         dynamic_image_size=True,
         use_thumbnail=True,
     )
-    info = plugin.InternVLChatInfo(context(config, made.processor.tokenizer))
+    info = info_of(plugin.InternVLChat)(context(config, made.processor.tokenizer))
     info.get_hf_config = lambda: config
     info.ctx_video_token = None
     processor = info.get_hf_processor()
@@ -167,7 +172,7 @@ def test_tagged(kind, make, view):
     images = made.processor.image_processor
     images.size, images.max_image_size = {"longest_edge": 4 * view}, {"longest_edge": view}
     made.processor.image_seq_len = (view // 14 // 2) ** 2
-    info = with_processor(getattr(tagged, f"{kind}Info"), made.model.config, made.processor)
+    info = with_processor(info_of(getattr(tagged, kind)), made.model.config, made.processor)
 
     def count(width, height):
         return info.get_num_image_tokens(image_width=width, image_height=height, processor=made.processor, mm_kwargs={})
@@ -178,8 +183,8 @@ def test_tagged(kind, make, view):
 @pytest.mark.parametrize("ratio", [0.73, 0.25, 0.1, 0.001])
 def test_a_prompt_gets_the_kept_places(ratio):
     """And tokens around the run stay."""
-    info = anyres.LlavaNextInfo(context(llava_next()))
-    processor = object.__new__(anyres.LlavaNextProcessor)
+    info = info_of(anyres.LlavaNext)(context(llava_next()))
+    processor = object.__new__(anyres.LlavaNext._processor_factory.processor)
     processor.info = info
     for width, height in sizes(40):
         two = info.family.describe(info, width, height, {})

@@ -1,10 +1,10 @@
 """vLLM plugin: image prompts of an engine are simply shorter.
 
-`register` is the entry point `globalcom2` of the group `vllm.general_plugins`. It puts subclasses in the place of vLLM's own
-model classes; with a retention ratio of 1 they do what vLLM does. Nothing here imports vLLM until vLLM asks for it.
+`register` is the entry point `globalcom2` of the group `vllm.general_plugins`. It puts subclasses in the place of
+vLLM's own model classes; with a retention ratio of 1 they do what vLLM does. Nothing here imports vLLM until vLLM asks for it.
 
-Engine-wide settings are attributes of the model's configuration, so `--hf-overrides '{"globalcom2_retention": 0.1}'` sets
-them, and so do environment variables (`GLOBALCOM2_RETENTION`); see `options`.
+Engine-wide settings are attributes of the model's configuration, so `--hf-overrides '{"globalcom2_retention": 0.1}'`
+sets them, and so do environment variables (`GLOBALCOM2_RETENTION`); see `options`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from globalcom2.errors import UnsupportedModelError
 
 TESTED = ((0, 32), (0, 33))
-"""(major, minor) of vLLM: at least the first, below the second. The suite ran with these."""
+"""The versions of vLLM that the tests ran with, as (major, minor): at least the first, and below the second."""
 MODELS = {
     "LlavaNextForConditionalGeneration": "anyres:LlavaNext",
     "LlavaOnevisionForConditionalGeneration": "anyres:LlavaOnevision",
@@ -24,7 +24,7 @@ MODELS = {
     "Idefics3ForConditionalGeneration": "tagged:Idefics3",
     "SmolVLMForConditionalGeneration": "tagged:SmolVLM",
 }
-"""vLLM's architecture names and the classes that take their places, `module:Class` in this folder."""
+"""vLLM's architecture names, and the class that takes the place of each: `module:Class` in this folder."""
 
 
 def check_version(version: str) -> None:
@@ -42,7 +42,7 @@ def check_version(version: str) -> None:
 
 
 def register() -> None:
-    """Put the plugin's classes into vLLM's registry; called in every process of an engine, possibly twice.
+    """Put the plugin's classes into vLLM's registry. Every process of an engine calls this, perhaps more than once.
 
     Raises:
         UnsupportedModelError: A vLLM out of the tested range while GLOBALCOM2_RETENTION asks for compression. Without

@@ -13,17 +13,17 @@ from vllm.distributed import (
     tensor_model_parallel_all_gather,
 )
 from vllm.model_executor.models import interns1, internvl
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.transformers_utils.processors.internvl import calculate_internvl_targets
 
+from globalcom2.adapters.internvl import InternVLAdapter
 from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.integrations.vllm.kernel import ClsOfKernel
-from globalcom2.integrations.vllm.processing import Family, ShortInfo, ShortProcessor
+from globalcom2.integrations.vllm.processing import ServedFamily, short_runs
 
 
-class InternVLFamily(Family):
-    """The two numbers are the rows and columns of the crops, 0 and 0 for an image of one view."""
+class InternVLFamily(ServedFamily):
+    """Describes an image by the rows and columns of its crops, 0 and 0 for an image of one view."""
 
     def describe(self, info: Any, width: int, height: int, arguments: Mapping[str, object]) -> tuple[int, int]:  # noqa: D102
         processor = info.get_hf_processor(**arguments)
@@ -47,7 +47,7 @@ class InternVLFamily(Family):
 
 
 class InternVLChatFamily(InternVLFamily):
-    """vLLM's own processor cuts the images."""
+    """The family of checkpoints in the original format, whose images vLLM's own processor cuts."""
 
     def describe(self, info: Any, width: int, height: int, arguments: Mapping[str, object]) -> tuple[int, int]:  # noqa: D102
         processor = info.get_hf_processor(**arguments)
@@ -73,27 +73,25 @@ class InternVLChatFamily(InternVLFamily):
 
 
 HF, CHAT = InternVLFamily(), InternVLChatFamily()
+ADAPTER = InternVLAdapter()
 
 
 class ShuffledPatches(ClsOfKernel):
     """Scores of tokens that the model's pixel shuffle makes of several patches each; the thumbnail comes last."""
 
-    pixel_shuffle: Any
+    shared = ("image_token_id",)
 
     def scores(self, seen: list[tuple[Tensor, Tensor]], runs: list[Tensor], counts: list[int]) -> Tensor:  # noqa: D102
         rows = _of_all_views(self, torch.cat([self.row(*given) for given in seen]), sum(counts))
-        patches = rows[:, 1:]
-        side = round(patches.shape[1] ** 0.5)
-        numbers = torch.arange(side * side, device=rows.device).view(1, side, side, 1)
-        # Numbered patches through the model's own shuffle tell which ones a token is made of.
-        return patches[:, self.pixel_shuffle(numbers, self.config.downsample_ratio).flatten(0, -2)].mean(-1)
+        # vLLM's model has the two things that the adapter reads of a model: its pixel shuffle and its configuration.
+        return ADAPTER.scores(self, rows)
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
-        return views.roll(1, 0)
+        return ADAPTER.arrange(views, layout)
 
 
 def _of_all_views(model: Any, rows: Tensor, views: int) -> Tensor:
-    """Rows of all views where a data-parallel tower gave each rank a share of them."""
+    """The rows of all views, gathered from all ranks where a data-parallel tower gave each a share of them."""
     ranks = get_tensor_model_parallel_world_size()
     tower = getattr(model, "vision_model", None)
     if ranks == 1 or not getattr(tower, "use_data_parallel", False):
@@ -101,49 +99,31 @@ def _of_all_views(model: Any, rows: Tensor, views: int) -> Tensor:
     return tensor_model_parallel_all_gather(rows.contiguous(), dim=0)[:views]
 
 
-class InternVLInfo(ShortInfo, interns1.InternS1ProcessingInfo):
-    """Sizes and counts."""
-
-    family = HF
-
-
-class InternVLProcessor(ShortProcessor, interns1.InternS1MultiModalProcessor):
-    """Short runs of placeholders; videos keep theirs."""
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    InternVLProcessor, info=InternVLInfo, dummy_inputs=interns1.InternS1DummyInputsBuilder
+@short_runs(
+    HF,
+    info=interns1.InternS1ProcessingInfo,
+    processor=interns1.InternS1MultiModalProcessor,
+    dummy_inputs=interns1.InternS1DummyInputsBuilder,
 )
 class InternVL(ShuffledPatches, interns1.InternS1ForConditionalGeneration):
-    """vLLM's InternVL of transformers' format with short runs."""
+    """vLLM's InternVL of transformers' format with short runs; videos keep theirs."""
 
-    family = HF
     flat = ("pixel_values",)
-    shared = ("image_token_id",)
 
     def attention(self) -> Any:  # noqa: D102
         return self.vision_tower.encoder.layer[-1].attention
 
 
-class InternVLChatInfo(ShortInfo, internvl.InternVLProcessingInfo):
-    """Sizes and counts."""
-
-    family = CHAT
-
-
-class InternVLChatProcessor(ShortProcessor, internvl.InternVLMultiModalProcessor):
-    """Short runs of placeholders; videos keep theirs."""
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    InternVLChatProcessor, info=InternVLChatInfo, dummy_inputs=internvl.InternVLDummyInputsBuilder
+@short_runs(
+    CHAT,
+    info=internvl.InternVLProcessingInfo,
+    processor=internvl.InternVLMultiModalProcessor,
+    dummy_inputs=internvl.InternVLDummyInputsBuilder,
 )
 class InternVLChat(ShuffledPatches, internvl.InternVLChatModel):
-    """vLLM's InternVL of the original format with short runs."""
+    """vLLM's InternVL of the original format with short runs; videos keep theirs."""
 
-    family = CHAT
     flat = ("pixel_values_flat",)
-    shared = ("image_token_id",)
 
     def attention(self) -> Any:  # noqa: D102
         return self.vision_model.encoder.layers[-1].attn

@@ -18,7 +18,7 @@ class ClsOfKernel(ShortModel):
     saliency = "logits"
 
     def attention(self) -> Any:
-        """The module of the deepest layer that the features come from, which has the kernel as `attn`."""
+        """The attention module of the deepest layer that the features come from; its `attn` is the kernel."""
         raise NotImplementedError
 
     def install(self) -> None:  # noqa: D102
@@ -29,7 +29,7 @@ class ClsOfKernel(ShortModel):
 
         Args:
             query: (views, sequence, heads of this rank * head_dim).
-            key: The same.
+            key: (views, sequence, heads of this rank * head_dim).
         """
         attention = self.attention()
         size, heads = attention.head_dim, attention.num_heads

@@ -1,4 +1,4 @@
-"""The model's side: vLLM's own encoder makes an image's whole run of embeddings, and selection says which ones stay."""
+"""The model's side: vLLM's encoder makes the embeddings of an image's whole run, and selection shortens it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from globalcom2.core.selection import select
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
 from globalcom2.integrations.vllm.options import MILLION, Options
-from globalcom2.integrations.vllm.processing import FIELD, Family
+from globalcom2.integrations.vllm.processing import FIELD, ServedFamily
 
 
 class Watch:
@@ -31,7 +31,7 @@ class Watch:
         self.seen = None
 
     def note(self, value: Any) -> None:
-        """Called by hooks."""
+        """Keep `value`, if a pass is being watched. Hooks call this."""
         if self.seen is not None:
             self.seen.append(value)
 
@@ -40,13 +40,16 @@ class ShortModel:
     """Mixin for a family's model class.
 
     Attributes:
-        family: What the processor uses, too.
-        flat: Fields with one entry per view; the others have one per image.
-        shared: Fields that belong to no image.
-        saliency: The `score_type` of `Views`. (vLLM has an attribute of that name, with another meaning.)
+        family: What processor and model agree on; set by `short_runs`.
+        flat: Names of fields with one entry per view. Other fields have one per image.
+        shared: Names of fields that belong to no image.
+        saliency: The `score_type` of `Views`, under another name: vLLM has a `score_type` that means something else.
+        watch: Keeps what the hooks see.
+        options: The engine's settings.
+        room: Visual tokens that an uncompressed engine would encode at once.
     """
 
-    family: Family
+    family: ServedFamily
     flat: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     saliency = "similarity"
@@ -63,16 +66,16 @@ class ShortModel:
                 "compile_mm_encoder and cudagraph_mm_encoder must be off with globalcom2, got one of them on: a replayed "
                 "graph shows no scores. Leave them off, or set VLLM_PLUGINS='' to run without globalcom2."
             )
-        # Not modules and no parameters: kept out of nn.Module's registries.
+        # These are neither modules nor parameters, so they stay out of nn.Module's registries.
         self.__dict__["watch"] = Watch()
         self.__dict__["options"] = Options.of(self.config)
         self.__dict__["room"] = vllm_config.scheduler_config.max_num_batched_tokens
         if not vllm_config.model_config.multimodal_config.get_limit_per_prompt("image"):
-            return  # the tower is not there
+            return  # an engine for text alone builds no tower
         self.install()
 
     def install(self) -> None:
-        """Put hooks on what `scores` needs."""
+        """Put hooks on the modules whose inputs `scores` needs; they call `self.watch.note`."""
 
     def scores(self, seen: list[Any], runs: list[Tensor], counts: list[int]) -> Tensor:
         """Scores (views, tokens) in the tower's order.
@@ -105,15 +108,18 @@ class ShortModel:
         layouts = [self.family.layout(self.config, *two) for _, *two in rows]
         ratios = [millionths / MILLION for millionths, *_ in rows]
         short: list[Tensor] = []
-        for part in self._parts(fields, layouts):
-            images = slice(len(short), len(short) + part.pop(None))
+        for number, part in self._parts(fields, layouts):
+            images = slice(len(short), len(short) + number)
             short += self._shortened(part, layouts[images], ratios[images])
         return short
 
-    def _parts(self, fields: dict[str, Any], layouts: list[Layout]) -> Iterator[dict[Any, Any]]:
-        """The fields of as many images at a time as an uncompressed engine would encode at once, their number under None.
+    def _parts(self, fields: dict[str, Any], layouts: list[Layout]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Cut a batch of images into parts that an uncompressed engine would encode at once.
 
         The scheduler counts short runs, so it sends more images in one go than memory was profiled for.
+
+        Yields:
+            The number of images in a part, and their fields.
         """
         counts = self.view_counts(fields, layouts)
         first = view = 0
@@ -122,19 +128,20 @@ class ShortModel:
             while last < len(layouts) and sum(len(x.slots) for x in layouts[first : last + 1]) <= self.room:
                 last += 1
             views = sum(counts[first:last])
-            part: dict[Any, Any] = {None: last - first}
+            part: dict[str, Any] = {}
             for name, value in fields.items():
                 own = slice(view, view + views) if name in self.flat else slice(first, last)
                 part[name] = value if name in self.shared else value[own]
-            yield part
+            yield last - first, part
             first, view = last, view + views
 
     def _shortened(self, fields: dict[str, Any], layouts: list[Layout], ratios: list[float]) -> list[Tensor]:
+        """The embeddings of each image's short run; one layout and one ratio per image."""
         counts = self.view_counts(fields, layouts)
         extra = {name: fields.pop(name) for name in list(fields) if name.startswith("globalcom2_")}
         with self.watch as seen:
             runs = list(super().embed_multimodal(**fields))
-        # An engine goes on where a tower overflows, as it does uncompressed.
+        # A tower that overflows must not stop the engine: it does not without compression either.
         scores = self.scores(seen, runs, counts).float().nan_to_num()
         parts = zip(scores.split(counts), layouts, strict=True)
         views = [self.arrange(part[: layout.views], layout) for part, layout in parts]
@@ -151,11 +158,11 @@ class ShortModel:
         ]
 
     def _places(self, stacked: Tensor, layout: Layout, ratio: float) -> Tensor:
-        """Which places of the run stay, bool (images, places)."""
+        """Which places of the run stay, bool (images, places), from scores (images, views, tokens), thumbnail first."""
         views = Views.of(layout, stacked[:, 0], stacked[:, 1:], self.saliency)
         return places_of(select(views, ratio, self.options.method, check=False), layout)
 
 
 def indices(mask: Tensor, device: torch.device) -> Tensor:
-    """Where a mask on the host is true, for the device."""
+    """The indices at which a mask on the host is true, on `device`."""
     return mask.nonzero().flatten().to(device, non_blocking=True)

