@@ -221,10 +221,10 @@ def unpatch_if_idle(model: Any, state: State) -> None:
             del model.__dict__[name]
             if patch.before is not None:
                 model.__dict__[name] = patch.before
-    for module in {id(module): module for module in (model, model.base_model)}.values():
-        for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Patch)]:
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for module in (model, model.base_model):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, Patch) and hook.state is state]:
+                del hooks[key]
     for module in state.tapped:
         tap.uninstall(module)
     state.tapped.clear()

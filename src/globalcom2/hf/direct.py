@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -16,6 +17,11 @@ from globalcom2.hf.active import Patch, Short, inside, seen_to, state_of
 from globalcom2.hf.cache import CACHE, cache_of, cached_length, recall, remember, with_cache_named
 from globalcom2.hf.logits import restore_logits
 from globalcom2.hf.prompt import PIXELS
+
+TAKEN_AWAY = (
+    "globalcom2: model.forward was replaced inside a block, so this call was not compressed. Later calls are. Replace it "
+    "before the block."
+)
 
 # The module whose forward runs next: a replica of torch's DataParallel shares its attributes with the model.
 _next: ContextVar[Any] = ContextVar("globalcom2_next", default=None)
@@ -98,7 +104,20 @@ class Heal(Patch):
         _next.set(model)
         found = any(isinstance(f, Forward) and f.state is self.state for f in _chain(model.__dict__.get("forward")))
         if not found and self.state.active is not None:
-            model.__dict__["forward"] = Forward(model, self.state)
+            model.__dict__["forward"] = Forward(model, self.state)  # from the next call on
+
+
+class Notice(Patch):
+    """Forward hook: says so where somebody has taken `Forward` away, and this call was not compressed."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, model: Any, args: Any, output: Any) -> None:
+        if _next.get() is model:  # else Forward has seen it
+            _next.set(None)
+            compression = self.state.active
+            if compression is not None:
+                compression.forget()
+                warnings.warn(TAKEN_AWAY, stacklevel=2)
 
 
 class Bypassed(Patch):

@@ -1,7 +1,7 @@
 """Put a compression between a model and its callers, and take it away again without a trace.
 
 Only the instance is touched: attributes `generate`, `forward`, `_expand_multimodal_outputs` and
-`_merge_criteria_processor_list`, two forward pre-hooks and the taps. Everything inside `generate` then works on a prompt
+`_merge_criteria_processor_list`, three forward hooks and the taps. Everything inside `generate` then works on a prompt
 that is simply shorter.
 """
 
@@ -15,7 +15,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from globalcom2.adapters import tap
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.hf.active import STATE, Compressor, State, lock, state_of, unpatch_if_idle
-from globalcom2.hf.direct import Bypassed, Forward, Heal
+from globalcom2.hf.direct import Bypassed, Forward, Heal, Notice
 from globalcom2.hf.generating import Expand, Generate, MergeCriteria
 
 
@@ -99,6 +99,7 @@ def _patched(model: Any, compression: Compressor) -> State:
         }
         model.__dict__.update(standing)
         model.register_forward_pre_hook(Heal(model, state))
+        model.register_forward_hook(Notice(model, state))
         if model.base_model is not model:
             model.base_model.register_forward_pre_hook(Bypassed(model, state))
     state.tapped += put_on
