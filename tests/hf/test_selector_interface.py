@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import test_syncs
 import torch
 import torch.nn.functional as F
 
@@ -359,3 +360,20 @@ def test_an_engine_takes_methods_on_scores_alone(monkeypatch):
             Options.of(SimpleNamespace(**{METHOD: "toy"}))
     toys.register(monkeypatch, lambda views, ratio: None, nested=False)
     assert Options.of(SimpleNamespace(**{METHOD: "toy"})).method == "toy"
+
+
+def everything_at_once(views, ratio, *, counts=None):
+    """Joint, not nested, merging, and reading all there is."""
+    scores = views.scores + views.layer_scores.mean((1, 2, 3))[:, None, None]
+    scores = scores + views.keys.mean((1, 2, 3))[:, None, None] + views.cls.mean((1, 2))[:, None, None]
+    if counts is not None:
+        scores = scores + counts.crops[..., None]
+    shape = (len(scores), 1 + views.crops, views.tokens)
+    into = torch.zeros(shape, dtype=torch.int64)
+    return Ranking(views.thumbnail_scores, scores, thumbnail_competes=True, merge=Merge(into, torch.ones(shape)))
+
+
+def test_the_host_waits_once_whatever_a_method_wants(tiny, monkeypatch):
+    wants = {"layers": (0,), "reads": ("features", "keys", "cls"), "nested": False, "merges": True}
+    toys.register(monkeypatch, everything_at_once, **wants)
+    test_syncs.test_one_wait_between_tower_and_language_model(tiny, monkeypatch, "toy", {})
