@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-vllm-slow lint train-mini bench clean
+.PHONY: help setup demo test test-vllm test-vllm-slow test-train lint train-mini bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,14 @@ test-vllm-slow: .venv-vllm/.installed  ## the same for engines on several proces
 	$(PYTHON) tests/engine/environment.py .venv-vllm
 	touch $@
 
+test-train: .venv-train/.installed  ## run the tests with trl's, transformers' and PEFT's trainers, in an environment of their own
+	HF_HUB_OFFLINE=1 .venv-train/bin/python -m pytest tests/train
+	HF_HUB_OFFLINE=1 PYTHONPATH=.venv-train/lowest .venv-train/bin/python -m pytest tests/train/test_train_peft.py
+
+.venv-train/.installed: pyproject.toml constraints.txt tests/train/environment.py
+	$(PYTHON) tests/train/environment.py .venv-train
+	touch $@
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +55,4 @@ train-mini: $(STAMP)  ## train a mini model from nothing; resumes after a stop
 	PYTHON=$(abspath $(BIN))/python $(MAKE) -C training/mini
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-train .pytest_cache .mypy_cache .ruff_cache .hypothesis

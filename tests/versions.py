@@ -1,0 +1,274 @@
+"""Runs the suite with several versions of transformers: python tests/versions.py [VERSION ...], or --render alone.
+
+Each version goes into a folder of its own, without dependencies, that stands before the environment's on PYTHONPATH. The
+suite runs on a clean copy of the last commit. Beside it stand probes of the tiny models without compression: what fails in
+them is wrong in that version whoever uses it. Writes benchmarks/results/transformers-versions.json, and
+docs/transformers-versions.md from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+PROJECT = Path(__file__).resolve().parents[1]
+RESULT = PROJECT / "benchmarks/results/transformers-versions.json"
+PAGE = PROJECT / "docs/transformers-versions.md"
+VERSIONS = ("5.18.*", "5.20.*", "5.22.*", "5.24.*")
+LEFT_OUT = ("engine", "train", "web", "lmms")  # tiers with environments of their own
+PROBES = {
+    "runs": "an image and a question",
+    "batch": "a padded batch answers as each row alone",
+    "chunked": "chunked prefill answers as a whole one",
+    "packed": "samples packed into a row answer as each alone",
+    "continued": "a cache that is continued answers as the whole conversation",
+}
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--probe"]:
+        print(json.dumps(probe(arguments[1])))
+        return
+    if arguments != ["--render"]:
+        measure(arguments or list(VERSIONS))
+    PAGE.write_text(page(json.loads(RESULT.read_text())))
+
+
+def measure(versions: list[str]) -> None:
+    """Run suite and probes for each version, and write the result."""
+    with tempfile.TemporaryDirectory() as name:
+        copy, record = Path(name) / "copy", []
+        copy.mkdir()
+        archive = subprocess.run(["git", "archive", "HEAD"], cwd=PROJECT, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", copy], input=archive, check=True)
+        for version in versions:
+            folder = Path(name) / version.replace("*", "x")
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            subprocess.run([*pip, "--target", folder, f"transformers=={version}"], check=True)
+            environment = {
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": os.pathsep.join(map(str, (folder, copy / "src", copy / "tests"))),
+            }
+            found = {"transformers": release(folder), "probes": probes(environment), **suite(copy, environment, name)}
+            print(json.dumps({key: value for key, value in found.items() if key != "probes"}), file=sys.stderr)
+            record.append(found)
+    RESULT.write_text(json.dumps({**origin(), "rows": record}, indent=1) + "\n")
+
+
+def release(folder: Path) -> str:
+    """The version of transformers in a folder."""
+    (distribution,) = folder.glob("transformers-*.dist-info")
+    return distribution.name.removeprefix("transformers-").removesuffix(".dist-info")
+
+
+def origin() -> dict[str, object]:
+    """Command, commit, versions, hardware and date."""
+    from importlib.metadata import version
+
+    from globalcom2.lab.machine import processor_name
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    names = ("torch", "tokenizers", "huggingface_hub", "accelerate", "peft", "pytest")
+    return {
+        "command": "python tests/versions.py",
+        "commit": commit.stdout.strip(),
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in names}},
+        "hardware": f"{processor_name()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def suite(copy: Path, environment: dict[str, str], scratch: str) -> dict[str, object]:
+    """Counts of the suite, and the names of what failed with the last line of the reason."""
+    report = Path(scratch) / "report.xml"
+    ignored = [f"--ignore={copy / 'tests' / tier}" for tier in LEFT_OUT]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+        *ignored,
+    ]
+    started = time.monotonic()
+    subprocess.run([*command, copy / "tests"], cwd=copy, env=environment, stdout=subprocess.DEVNULL, check=False)
+    root = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    total, failed, errors, skipped = (int(root.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
+    reasons = {}
+    for case in root.iter("testcase"):
+        for kind in ("failure", "error"):
+            if (found := case.find(kind)) is not None:
+                name = f"{case.get('classname', '').replace('.', '/')}::{case.get('name')}"
+                reasons[name] = (found.get("message") or "").splitlines()[0][:200] if found.get("message") else ""
+    return {
+        "passed": total - failed - errors - skipped,
+        "failed": failed + errors,
+        "skipped": skipped,
+        "seconds": round(time.monotonic() - started),
+        "failures": reasons,
+    }
+
+
+def probes(environment: dict[str, str]) -> dict[str, dict[str, str]]:
+    """What the plain tiny models do, by family and probe: "right", "wrong" or an error."""
+    families = "import families; print(' '.join(families.FAMILIES))"
+    listed = subprocess.run(
+        [sys.executable, "-c", families], env=environment, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        raise SystemExit(f"the tiny models cannot be imported: {listed.stderr[-500:]}")
+    found = {}
+    for family in listed.stdout.split():
+        command = [sys.executable, "-W", "ignore", str(Path(__file__)), "--probe", family]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        lines = ran.stdout.splitlines()
+        found[family] = json.loads(lines[-1]) if ran.returncode == 0 else {"runs": ran.stderr.splitlines()[-1][:200]}
+    return found
+
+
+def probe(family: str) -> dict[str, str]:
+    """All probes of one family in this version, without compression."""
+    import torch
+
+    from families import FAMILIES
+
+    torch.set_num_threads(1)
+    tiny = FAMILIES[family]()
+    tried = {"runs": runs, "batch": batch, "chunked": chunked, "packed": packed, "continued": continued}
+    outcome = {}
+    for name, ask in tried.items():
+        try:
+            with torch.no_grad():
+                outcome[name] = "right" if ask(tiny) else "wrong"
+        except Exception as error:  # whatever the version does wrong is the answer
+            outcome[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            if name == "runs":
+                break
+    return outcome
+
+
+def prompts(tiny, rows=(0, 1)):
+    from tiny import picture
+
+    texts, sizes = ("a TAG b", "look at this TAG, please"), ((168, 168), (60, 200))
+    chosen = [texts[row].replace("TAG", tiny.tag) for row in rows]
+    return dict(tiny.inputs(chosen, [picture(*sizes[row], row) for row in rows]))
+
+
+def answer(tiny, inputs, **more):
+    out = tiny.model.generate(**inputs, max_new_tokens=6, do_sample=False, **more)
+    return out[:, inputs["input_ids"].shape[1] :]
+
+
+def runs(tiny):
+    return answer(tiny, prompts(tiny, (0,))).shape[1] == 6
+
+
+def batch(tiny):
+    import torch
+
+    both = answer(tiny, prompts(tiny))
+    return torch.equal(both, torch.cat([answer(tiny, prompts(tiny, (row,))) for row in (0, 1)]))
+
+
+def chunked(tiny):
+    import torch
+
+    inputs = prompts(tiny, (0,))
+    return torch.equal(answer(tiny, inputs), answer(tiny, inputs, prefill_chunk_size=16))
+
+
+def packed(tiny):
+    """Two prompts of text in one row, positions restarting."""
+    import torch
+
+    texts = ["some words", "other words here"]
+    ids = [tiny.processor.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    places = torch.cat([torch.arange(each.shape[1]) for each in ids])[None]
+    row = tiny.model(input_ids=torch.cat(ids, 1), position_ids=places, use_cache=False).logits
+    alone = torch.cat([tiny.model(input_ids=each, use_cache=False).logits for each in ids], 1)
+    return torch.allclose(row, alone, atol=1e-3)
+
+
+def continued(tiny):
+    import torch
+
+    inputs = prompts(tiny, (0,))
+    first = tiny.model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    cache = getattr(first, "cache", None)
+    cache = first.past_key_values if cache is None else cache
+    more = tiny.processor.tokenizer(" and more", return_tensors="pt")["input_ids"]
+    ids = torch.cat([first.sequences, more], 1)
+    mask, settings = torch.ones_like(ids), {"max_new_tokens": 4, "do_sample": False}
+    ours = tiny.model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **settings)
+    pixels = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in pixels:
+            pixels[name] = torch.nn.functional.pad(pixels[name], (0, ids.shape[1] - pixels[name].shape[1]))
+    return torch.equal(ours, tiny.model.generate(input_ids=ids, attention_mask=mask, **pixels, **settings))
+
+
+def page(record: dict) -> str:
+    """The docs page."""
+    rows = record["rows"]
+    lines = [
+        "# Versions of transformers",
+        "",
+        f"The test suite, without the tiers that have environments of their own, with {len(rows)} versions of transformers "
+        f"([result](../benchmarks/results/{RESULT.name}): commit {record['commit']}, torch {record['versions']['torch']}, "
+        f"{record['hardware']}, {record['date']}). Made by `{record['command']}`.",
+        "",
+        "| transformers | passed | failed | skipped |",
+        "|---|---|---|---|",
+        *(f"| {row['transformers']} | {row['passed']} | {row['failed']} | {row['skipped']} |" for row in rows),
+        "",
+        "## Wrong without compression",
+        "",
+        "Each family's tiny model, with random weights and no compression: " + "; ".join(PROBES.values()) + ".",
+        "",
+        "| transformers | what is wrong in the version itself |",
+        "|---|---|",
+        *(f"| {row['transformers']} | {'; '.join(wrong(row)) or 'nothing'} |" for row in rows),
+        "",
+        "## Failed tests",
+        "",
+    ]
+    if not any(row["failures"] for row in rows):
+        return "\n".join([*lines, "None.", ""])
+    lines += ["| transformers | test | reason |", "|---|---|---|"]
+    for row in rows:
+        for name, reason in row["failures"].items():
+            cell = reason.replace("|", "\\|").replace("<", "&lt;")
+            lines.append(f"| {row['transformers']} | `{name.removeprefix('tests/')}` | {cell} |")
+    return "\n".join([*lines, ""])
+
+
+def wrong(row: dict) -> list[str]:
+    """What the probes found, families with the same outcome together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for family, outcome in row["probes"].items():
+        for name, answer_ in outcome.items():
+            if answer_ != "right":
+                found.setdefault((name, answer_), []).append(family)
+    cells = []
+    for (name, outcome), families in found.items():
+        what = f"not so: {PROBES[name]}" if outcome == "wrong" else f"{PROBES[name]}: {outcome}"
+        cells.append(f"{what} ({', '.join(families)})".replace("|", "\\|"))
+    return cells
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
