@@ -1,4 +1,4 @@
-"""What happened in a compressed call: one entry per image or video, and where the time went."""
+"""Reports of compressed calls: one entry per image or video, and seconds per phase."""
 
 from __future__ import annotations
 
@@ -15,24 +15,36 @@ from torch import Tensor
 from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep
 
+NOTHING_COMPRESSED = (
+    "nothing was compressed in the last call: there was none yet, it had no images or videos, its ratio was 1, or it "
+    "passed through. Check len(report) first."
+)
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageReport:
-    """One image or video of a call. Tensors stay on the model's device until they are looked at.
+    """One image or video of a call. Its tensors stay on the model's device.
 
     A video's crops are its frames. Its thumbnail is the pooled clip, of which nothing is kept.
     """
 
     row: int
-    """The prompt of the batch that the image belongs to."""
+    """Row of the batch whose prompt has the image."""
     layout: Layout
     keep: Keep
     thumbnail_scores: Tensor
-    """float (tokens,)."""
+    """float (tokens,), row-major in the thumbnail."""
     kept: Tensor
-    """bool (placeholders,): which of the image's places in the prompt stayed."""
+    """bool (placeholders,): the image's places in the full prompt that stayed."""
     modality: str = "image"
     """"image" or "video"."""
+
+    def __repr__(self) -> str:
+        rows, cols = self.grid
+        shape = f"{cols} frames" if self.modality == "video" else f"{rows} x {cols} crops"
+        return (
+            f"ImageReport({self.modality}, row {self.row}, {shape}, {self.tokens_before} -> {self.tokens_after} tokens)"
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -51,12 +63,12 @@ class ImageReport:
 
     @cached_property
     def thumbnail_ratio(self) -> float | None:
-        """Fraction of the thumbnail's tokens that stayed; None for a video."""
+        """Fraction of the thumbnail's tokens that were kept; None for a video."""
         return float(self.keep.thumbnail.float().mean()) if self.layout.thumbnail else None
 
     @cached_property
     def crop_ratios(self) -> list[float]:
-        """Per crop, row-major, or per frame: the fraction of its valid tokens that stayed."""
+        """Fraction of valid tokens kept, per crop (row-major) or per frame."""
         valid = self.layout.valid.sum(1)
         return [float(k) / max(int(v), 1) for k, v in zip(self.keep.crops.sum(1).tolist(), valid.tolist(), strict=True)]
 
@@ -79,7 +91,11 @@ class ImageReport:
 
 
 class Report(Sequence[ImageReport]):
-    """A call's images and videos in prompt order, with its times. Empty if nothing was compressed."""
+    """Images and videos of a call in prompt order, with the call's times. Empty if nothing was compressed.
+
+    Raises:
+        IndexError: `report[i]` for an image that the call did not have, or if nothing was compressed in it.
+    """
 
     def __init__(
         self, retention_ratio: float, method: str, images: Sequence[ImageReport] = (), clock: Clock | None = None
@@ -94,7 +110,12 @@ class Report(Sequence[ImageReport]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[ImageReport]: ...
     def __getitem__(self, index: int | slice) -> ImageReport | Sequence[ImageReport]:
-        return self.images[index]
+        try:
+            return self.images[index]
+        except IndexError:
+            count = len(self)
+            message = f"index must be in [{-count}, {count}), got {index}." if count else NOTHING_COMPRESSED
+            raise IndexError(message) from None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,7 +128,7 @@ class Report(Sequence[ImageReport]):
 
     @property
     def tokens_before(self) -> int:
-        """Visual tokens of all images and videos, uncompressed."""
+        """Visual tokens of all images and videos in the uncompressed prompts."""
         return sum(image.tokens_before for image in self)
 
     @property
@@ -117,7 +138,7 @@ class Report(Sequence[ImageReport]):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of "tower", "selection", "projection" (of what stays) and, after generate, "generation"."""
+        """Seconds of "tower", "selection", "projection" (of kept tokens) and, after generate, "generation"."""
         return self._clock.seconds()
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,14 +155,14 @@ class Report(Sequence[ImageReport]):
 
 @dataclass
 class Clock:
-    """Times phases without making the host wait: on CUDA with events that are read when somebody asks."""
+    """Times phases. On CUDA it records events; only `seconds` waits for them."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _marks: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time the block."""
+        """Time the `with` block under this name."""
         start = self._now()
         yield
         self._marks[name] = (start, self._now())
@@ -154,7 +175,7 @@ class Clock:
         return event
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per phase."""
+        """Seconds per phase. Waits for the device."""
         if self.device.type != "cuda":
             return {name: stop - start for name, (start, stop) in self._marks.items()}
         torch.cuda.synchronize(self.device)
@@ -162,17 +183,17 @@ class Clock:
 
 
 def raster(image: ImageReport) -> Tensor:
-    """Kept places of one image, in the order of the full prompt."""
+    """Kept places of one image, int (kept,), in the order of the full prompt."""
     return image.kept.nonzero().flatten()
 
 
 def best_first(image: ImageReport) -> Tensor:
-    """Kept places of one image, those of the thumbnail ordered by score as the published code does."""
+    """Kept places of one image, int (kept,). The thumbnail's come best first, as in the published code."""
     slots, tokens = image.layout.slots, image.layout.thumbnail_tokens
     place = torch.arange(len(slots))
     in_thumbnail = (slots >= 0) & (slots < tokens)
     thumbnail = place[in_thumbnail]
     best = thumbnail[image.thumbnail_scores.cpu()[slots[thumbnail]].argsort(descending=True, stable=True)]
-    # The thumbnail's stretch of the run stays where it is and is filled best first.
+    # The thumbnail keeps its places in the run; the best token comes first in them.
     order = place.masked_scatter(in_thumbnail, best)
     return order[image.kept[order]]
