@@ -2,7 +2,7 @@
 
     python benchmarks/digits_kept.py --pictures 300 --out benchmarks/results/mini-digits-kept.json
 
-No language model has a say in this, so that it tells apart what selection loses and what the model cannot read. Pictures and
+The language model is not run, so the result tells what selection loses apart from what the model cannot read. Images and
 questions are those of the tuning set, drawn again, because only their scenes know which patch shows which digit. Newlines
 count in the budget as they do by default.
 """
@@ -28,7 +28,8 @@ from evaluation_set import questions_about
 from globalcom2 import Views, load_mini, select
 from globalcom2.core.methods import Method, register_method
 from globalcom2.core.selection import Keep
-from globalcom2.hf.compression import Compression, choose_tokens, compress
+from globalcom2.hf.compression import Compression, compress
+from globalcom2.hf.unknown_grid import choose_tokens
 from globalcom2.lab.intervals import Bootstrap, interval
 from globalcom2.lab.machine import machine
 from globalcom2.selectors import Ranking
@@ -60,8 +61,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 """`layer` is an option of `compress`, all others of `select`."""
 
 
-class Picture(NamedTuple):
-    """What a selector saw of a picture, and where the digits are."""
+class Seen(NamedTuple):
+    """What a selector saw of an image, and where the digits are."""
 
     views: dict[int | None, Views]
     """By layer; None is the default."""
@@ -83,7 +84,7 @@ def watching(model: Any, layer: int | None) -> tuple[Compression, list[Views]]:
 
 
 def told(views: Views, retention_ratio: float, *, things: Tensor) -> Ranking:
-    """What no selector can know: a crop's share of the budget is its share of the tags or lines. Local scores rank."""
+    """Give each crop its share of the tags or lines, which no selector can know. Local scores rank."""
     return Ranking(views.thumbnail_scores, views.scores, (things + 0.3)[None])
 
 
@@ -95,11 +96,11 @@ def asked_about(shown: Scene, questions: list[tuple[str, str, str]]) -> list[int
 
 
 @torch.inference_mode()
-def pictures(count: int) -> list[Picture]:
-    """The tuning set's first pictures, through the vision tower."""
+def seen_images(count: int) -> list[Seen]:
+    """Run the vision tower on the tuning set's first images."""
     model, processor = load_mini()
     watched = {layer: watching(model, layer) for layer in (None, -1)}
-    found: list[Picture] = []
+    found: list[Seen] = []
     numbers = iter(range(sys.maxsize))
     for _ in track(range(count), "Looking"):
         questions = None
@@ -113,33 +114,33 @@ def pictures(count: int) -> list[Picture]:
                 model(**inputs)
         crops = [crop(shown, row, col).owners.numpy() for row in range(shown.grid[0]) for col in range(shown.grid[1])]
         views = {layer: seen[-1] for layer, (_, seen) in watched.items()}
-        found.append(Picture(views, np.stack(crops), asked_about(shown, questions)))
+        found.append(Seen(views, np.stack(crops), asked_about(shown, questions)))
     return found
 
 
-def covered(picture: Picture, ratio: float, method: str, options: dict[str, Any]) -> list[bool]:
+def covered(image: Seen, ratio: float, method: str, options: dict[str, Any]) -> list[bool]:
     """For every number that is asked for, whether a token of its tens and one of its units stay."""
-    tens, units = (picture.owners[:, PARTS.index(part)] for part in ("tens", "units"))
+    tens, units = (image.owners[:, PARTS.index(part)] for part in ("tens", "units"))
     if method == "told":
         options = {"things": torch.tensor([len(set(own[own >= 0].tolist())) for own in tens], dtype=torch.float64)}
     of_select = {name: value for name, value in options.items() if name != "layer"}
-    kept = select(picture.views[options.get("layer")], ratio, method, **of_select).crops[0].numpy()
-    return [bool(((tens == thing) & kept).any() and ((units == thing) & kept).any()) for thing in picture.asked]
+    kept = select(image.views[options.get("layer")], ratio, method, **of_select).crops[0].numpy()
+    return [bool(((tens == thing) & kept).any() and ((units == thing) & kept).any()) for thing in image.asked]
 
 
 def main() -> None:
-    """Print and write the shares."""
+    """Print the shares, and write them into --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     register_method(Method("told", f"{__name__}:told", "What no selector can know", "this file"))
-    shown = pictures(args.pictures)
-    owner = np.repeat(np.arange(len(shown)), [len(picture.asked) for picture in shown])
+    shown = seen_images(args.pictures)
+    owner = np.repeat(np.arange(len(shown)), [len(image.asked) for image in shown])
     bootstrap, rows = Bootstrap(owner), []
     for ratio in RATIOS:
         for name, (method, options) in SETTINGS.items():
-            right = np.array([hit for picture in shown for hit in covered(picture, ratio, method, options)])
+            right = np.array([hit for image in shown for hit in covered(image, ratio, method, options)])
             found = {"setting": name, "retention_ratio": ratio, "covered": float(right.mean())}
             rows.append({**found, "interval": interval(bootstrap.accuracies(right))})
             print(f"{ratio:5g} {right.mean():6.1%}  {name}")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from globalcom2.core.budget import image_budget
+from globalcom2.core.newlines import image_budget
 
 RULES = ["counted", "none", "all"]
 PARTS = 64

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import toys
 from globalcom2 import InputError, Views, select
 from globalcom2.core import allocation
-from globalcom2.core.budget import image_budget
+from globalcom2.core.newlines import image_budget
 from globalcom2.core.ranking import Ranking
 
 

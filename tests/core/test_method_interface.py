@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 import toys
 from globalcom2 import InputError, Views, select
 from globalcom2.core import allocation, methods
-from globalcom2.core.budget import Budget, image_budget
+from globalcom2.core.budget import Budget
 from globalcom2.core.groups import Group, on_host
 from globalcom2.core.methods import Method, check_options
+from globalcom2.core.newlines import image_budget
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.errors import DataError
 

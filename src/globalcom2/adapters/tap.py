@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from globalcom2.core.scores import attention_row, received_attention
+from globalcom2.core.attention import attention_row, received_attention
 from globalcom2.errors import UnsupportedModelError
 
 PREFIX = "globalcom2|"

@@ -184,13 +184,6 @@ def _nth_of_line(line: Tensor) -> Tensor:
     return torch.empty_like(line).scatter(-1, together, place - start + 1)
 
 
-def occupied_lines(crops: Tensor, lines: Tensor, line_count: int) -> Tensor:
-    """Lines that keep a token, bool (batch, line_count)."""
-    batch = crops.shape[0]
-    counts = torch.zeros(batch, line_count, dtype=torch.int64, device=crops.device)
-    return counts.scatter_add_(1, lines.clamp(min=0).flatten().expand(batch, -1), crops.flatten(1).long()) > 0
-
-
 def _thumbnail(ranking: Ranking, budget: Budget) -> Tensor | None:
     return None if ranking.thumbnail is None else keep_best(ranking.thumbnail, budget.thumbnail)
 

@@ -63,31 +63,5 @@ def keep_counts(
     return Budget(total, kept, total - kept)
 
 
-def image_budget(
-    retention_ratio: float,
-    thumbnail: int,
-    crops: int,
-    lines: int,
-    newlines: str = "counted",
-    thumbnail_weight: float = 1.0,
-) -> Budget:
-    """The budget of one image under a rule for newlines.
-
-    Args:
-        retention_ratio: Fraction to keep, in (0, 1].
-        thumbnail: Tokens of the thumbnail.
-        crops: Valid tokens of all crops together.
-        lines: Lines of the stitched crops that end with a newline.
-        newlines: "counted": `crops` of the result pays for tokens and newlines. "none": the same total, for tokens
-            alone. "all": newlines are not part of it.
-        thumbnail_weight: See `keep_counts`.
-    """
-    budget = keep_counts(retention_ratio, thumbnail, crops, 0 if newlines == "all" else lines, thumbnail_weight)
-    if newlines != "none":
-        return budget
-    kept = min(budget.crops, crops)
-    return Budget(budget.thumbnail + kept, budget.thumbnail, kept)
-
-
 def _round_half_up(value: float) -> int:
     return math.floor(value + 0.5)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from globalcom2.core.budget import image_budget
+from globalcom2.core.newlines import image_budget
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from globalcom2.core import allocation
-from globalcom2.core.budget import Budget, check_ratio, image_budget
+from globalcom2.core.budget import Budget, check_ratio
 from globalcom2.core.checking import Unchecked, check_ranking
 from globalcom2.core.methods import Method, check_options, get_method
+from globalcom2.core.newlines import NEWLINES, image_budget, uncounted_newlines
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import DataError, InputError
-
-NEWLINES = ("counted", "all", "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,18 +176,10 @@ def _masks(method: Method, ranking: Ranking, views: Views, rule: _Rule) -> tuple
     else:
         thumbnail, crops = allocation.exact(ranking, budget, valid)
     if lines is not None and newlines is None:
-        newlines = _uncounted_newlines(crops, lines, views, rule)
+        newlines = uncounted_newlines(crops, lines, views.line_count, rule.newlines, rule.exact)
     if thumbnail is None:
         thumbnail = valid.new_zeros(len(crops), 0)
     return thumbnail, crops, newlines
-
-
-def _uncounted_newlines(crops: Tensor, lines: Tensor, views: Views, rule: _Rule) -> Tensor:
-    """Newlines (batch, lines) that stay where no budget pays for them."""
-    if rule.newlines == "counted" and views.line_count:
-        return allocation.occupied_lines(crops, lines, views.line_count)
-    stay = rule.newlines != "none" or not rule.exact
-    return torch.full((len(crops), views.line_count), stay, dtype=torch.bool, device=crops.device)
 
 
 def check_thumbnail_weight(weight: float, exact: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,21 +16,20 @@ from globalcom2.adapters.families import load_adapter
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.groups import Group
 from globalcom2.core.methods import check_options, get_method
+from globalcom2.core.newlines import NEWLINES
 from globalcom2.core.scores import SCORE_TYPES
-from globalcom2.core.selection import NEWLINES, Keep, check_thumbnail_weight, select
+from globalcom2.core.selection import Keep, check_thumbnail_weight
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.hf import patching
 from globalcom2.hf.active import Short, active
 from globalcom2.hf.report import Clock, Report
 from globalcom2.hf.saliency import Encoded, Saliency
+from globalcom2.hf.settings import Settings
 from globalcom2.hf.shortening import Rewriting, choose, project, read_prompt, rewrite
+from globalcom2.hf.unknown_grid import choose_tokens
 from globalcom2.hf.visuals import in_prompt_order, visuals_of_call
 
-GRID_UNKNOWN = (
-    "globalcom2: an image is too uniform or too regular to tell how its crops lie, and the call does not say; its crops "
-    "get equal budgets."
-)
 POSITIONS = ("closed", "original")
 THUMBNAIL_ORDERS = ("raster", "score")
 LOGITS = ("short", "full")
@@ -113,7 +111,17 @@ def compress(
     if not isinstance(exact, bool):
         raise InputError(f"exact must be True or False, got {exact!r}.")
     check_thumbnail_weight(thumbnail_weight, exact)
-    own = ("exact", "score", "layer", "newlines", "thumbnail_weight", "positions", "thumbnail_order", "logits")
+    own = (
+        "retention_ratio",
+        "exact",
+        "score",
+        "layer",
+        "newlines",
+        "thumbnail_weight",
+        "positions",
+        "thumbnail_order",
+        "logits",
+    )
     check_options(get_method(method), options, also=own)
     return Compression(model, settings)
 
@@ -147,41 +155,7 @@ def current(model: torch.nn.Module) -> Compression | None:
     return active(patching.unwrap(model))  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Checked arguments of `compress`."""
-
-    retention_ratio: float
-    method: str
-    exact: bool
-    score: str | None
-    layer: int | None
-    newlines: str | None
-    thumbnail_weight: float
-    positions: str
-    thumbnail_order: str
-    logits: str
-    options: dict[str, Any]
-
-
 Choose = Callable[[Views, bool], Keep]
-
-
-def choose_tokens(settings: Settings, views: Views, known_grid: bool) -> Keep:
-    """What stays of a batch of images of one layout; without a known grid, crops get the same ratio, with a warning."""
-    if not known_grid and get_method(settings.method).needs_grid:
-        warnings.warn(GRID_UNKNOWN, stacklevel=2)
-        settings = replace(settings, method="uniform", options={})
-    return select(
-        views,
-        settings.retention_ratio,
-        settings.method,
-        settings.exact,
-        settings.newlines,
-        settings.thumbnail_weight,
-        check=False,
-        **settings.options,
-    )
 
 
 class Compression:

@@ -15,8 +15,9 @@ from transformers import GenerationMixin, PreTrainedModel
 from globalcom2.adapters import tap
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.hf.active import STATE, Compressor, State, lock, state_of, unpatch_if_idle
+from globalcom2.hf.beams import Expand
 from globalcom2.hf.direct import Bypassed, Forward, Heal, Notice
-from globalcom2.hf.generating import Expand, Generate, MergeCriteria
+from globalcom2.hf.generating import Generate, MergeCriteria
 
 
 def unwrap(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What thumbnail and crops are worth: answers from some whole views only (the paper's analysis of dynamic cropping)."""
+"""What thumbnail and crops are worth: answers from some whole views only, as the paper analyses dynamic cropping."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globalcom2.core.allocation import occupied_lines
 from globalcom2.core.methods import get_method
-from globalcom2.core.ranking import Ranking
+from globalcom2.core.newlines import occupied_lines
 from globalcom2.core.selection import Keep
 from globalcom2.core.views import Views
-from globalcom2.hf.compression import GRID_UNKNOWN, Compression, compress
-from globalcom2.lab.dataset import Picture
-from globalcom2.lab.evals import FULL, Outcome, answer_pictures, batches, summarize
+from globalcom2.hf.compression import Compression, compress
+from globalcom2.hf.unknown_grid import GRID_UNKNOWN
+from globalcom2.lab.dataset import Example
+from globalcom2.lab.evals import Outcome, answer_examples, batches, summarize
+from globalcom2.lab.labels import FULL
 
 Crops = Callable[[Tensor], Tensor]
 """Which crops stay, bool (batch, crops), from the importance of each, float (batch, crops)."""
 
 
 def whole_views(thumbnail: bool, crops: Crops, views: Views, known_grid: bool) -> Keep:
-    """Whole views instead of the best tokens of each; a newline stays with any token of its line.
+    """Keep whole views, where a method keeps the best tokens of each; a newline stays if a token of its line does.
 
     Args:
         thumbnail: Whether the thumbnail stays.
@@ -35,12 +36,12 @@ def whole_views(thumbnail: bool, crops: Crops, views: Views, known_grid: bool) -
     """
     if not known_grid:
         warnings.warn(GRID_UNKNOWN, stacklevel=2)
-    ranking: Ranking = get_method("globalcom2").load()(views, 0.5, allocation="softmax")
+    ranking = get_method("globalcom2").load()(views, 0.5, allocation="softmax")
     kept = crops(ranking.ratios)[..., None] & views.valid_mask
-    own = torch.full_like(ranking.thumbnail, thumbnail, dtype=torch.bool)  # type: ignore[arg-type]
+    whole = torch.full_like(ranking.thumbnail, thumbnail, dtype=torch.bool)
     if views.lines is None:
-        return Keep(own, kept)
-    return Keep(own, kept, occupied_lines(kept, views.lines.to(kept.device), views.line_count))
+        return Keep(whole, kept)
+    return Keep(whole, kept, occupied_lines(kept, views.lines.to(kept.device), views.line_count))
 
 
 def _block(model: Any, thumbnail: bool, crops: Crops) -> Compression:
@@ -84,7 +85,7 @@ CONDITIONS: dict[str, tuple[bool, Crops]] = {
 def analyze_views(
     model: Any,
     processor: Any,
-    pictures: list[Picture],
+    examples: list[Example],
     *,
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
@@ -96,9 +97,9 @@ def analyze_views(
     Args:
         model: A supported model in eval mode.
         processor: Its processor.
-        pictures: The set.
-        batch_size: Pictures per batch.
-        progress: Told how many pictures are finished, as they are.
+        examples: The evaluation set.
+        batch_size: Images per batch.
+        progress: Called with the number of examples that were just finished.
 
     Returns:
         Rows as `evals.summarize` makes them, with `condition` instead of method and ratio; "all tokens" is first.
@@ -109,8 +110,8 @@ def analyze_views(
         blocks[name] = partial(_block, model, thumbnail, crops)
     for name, block in blocks.items():
         found: dict[int, Outcome] = {}
-        for batch in batches(pictures, batch_size):
-            found |= {o.picture: o for o in answer_pictures(model, processor, block, name, batch)}
+        for batch in batches(examples, batch_size):
+            found |= {o.picture: o for o in answer_examples(model, processor, block, name, batch)}
             progress(len(batch))
-        runs.append(({"condition": name}, [found[picture.number] for picture in pictures]))
-    return summarize(pictures, runs)
+        runs.append(({"condition": name}, [found[example.number] for example in examples]))
+    return summarize(examples, runs)

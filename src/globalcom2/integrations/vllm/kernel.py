@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vllm.distributed import tensor_model_parallel_all_reduce
 
-from globalcom2.core.scores import attention_row
+from globalcom2.core.attention import attention_row
 from globalcom2.integrations.vllm.model import ShortModel
 
 
