@@ -2,12 +2,12 @@
 
     python examples/ray_batch.py questions.parquet llava-hf/llava-v1.6-vicuna-7b-hf answers --retention 0.1 --engines 8
 
-Columns: `image` (a struct of bytes and path), `question`, and if you like `picture` and `retention`, a ratio for that
-row. `answers/rows` gets a part of at most `--batch` rows as soon as it is ready. Run the same command again after a
-stop: rows with an answer are not asked again. A row that fails has its reason in `error`, and no other row minds.
+Columns: `image` (a struct of bytes and path) and `question`. Optional: `picture`, and `retention` (a ratio for that row).
+Answers go to `answers/rows`, in parts of at most `--batch` rows. After a stop, run the same command again: rows with an
+answer are not asked again. A row that fails has its reason in `error`. Other rows go on.
 
-Every machine needs globalcom2, vLLM, ray[data] and, under the same paths, the files and the model. RAY_ADDRESS names
-the cluster; without it, this machine is all there is.
+Every machine needs globalcom2, vLLM and ray[data]. The files and the model must have the same paths on all of them.
+RAY_ADDRESS names the cluster. Without it, the job runs on this machine alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PLACE = "@question@"
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", type=Path, help="parquet file, or a folder of them")
     parser.add_argument("model", help="'mini', a folder with a checkpoint, or a name on the hub")
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
 
 
 def check_same_job(given: argparse.Namespace) -> None:
-    """Refuse to put answers of another model or ratio beside those that are there."""
+    """Exit if the folder holds answers of another job: other questions, model, ratio or flags."""
     job = {"questions": str(given.questions.resolve()), "model": given.model, "retention": check_ratio(given.retention)}
     job.update(tokens=given.tokens, engine=given.engine)
     note = given.out / "job.json"
@@ -63,13 +63,13 @@ def check_same_job(given: argparse.Namespace) -> None:
 
 
 def prompt_of(model: str) -> str:
-    """The prompt of one image and one question, with a place for the question."""
+    """Prompt for one image and one question, with `PLACE` where the question goes."""
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PLACE}]}]
     return AutoProcessor.from_pretrained(model).apply_chat_template(chat, add_generation_prompt=True)
 
 
 def main() -> None:
-    """Run the job, or what is left of it."""
+    """Run the job, or the rest of it."""
     given = arguments()
     check_same_job(given)
     model = str(FOLDER) if given.model == "mini" else given.model
@@ -82,7 +82,7 @@ def main() -> None:
             check_ratio(ratio)
             source = row["image"]
             image = Image.open(io.BytesIO(source["bytes"]) if source["bytes"] else source["path"]).convert("RGB")
-        except Exception as error:  # Ray passes such a row on and does not ask it
+        except Exception as error:  # Ray passes this row on and does not ask it
             return {**request, "__inference_error__": f"{type(error).__name__}: {error}"}
         request["prompt"] = prompt.replace(PLACE, row["question"])
         request["multimodal_data"] = {"image": image}
@@ -92,21 +92,21 @@ def main() -> None:
 
     def tell(row: dict[str, Any]) -> dict[str, Any]:
         told = {name: row.get(name) for name in ("picture", "question", "retention")}
-        told["row_hash"] = np.uint64(row["row_hash"])  # as an int, Arrow takes it for signed, and nothing would resume
+        told["row_hash"] = np.uint64(row["row_hash"])  # Arrow takes an int for signed, and no row would be found again
         told["prompt_tokens"] = int(row.get("num_input_tokens") or 0)
         return {**told, "answer": (row.get("generated_text") or "").strip(), "error": row["__inference_error__"]}
 
-    # Rows are this job's own, so none needs the floor that keeps strangers from asking for less.
+    # The floor guards a server against strangers. These rows are the job's own and may ask for any ratio.
     overrides = {"globalcom2_retention": given.retention, "globalcom2_floor": 1e-6}
     engine = {"limit_mm_per_prompt": {"image": 1}, **(MINI if given.model == "mini" else {}), **given.engine}
     engine["hf_overrides"] = {**engine.get("hf_overrides", {}), **overrides}
 
-    # On one machine, reading, the engine, resuming and writing want a CPU each and would wait for one another.
+    # Reading, the engine, resuming and writing take a CPU each. With fewer than four they wait for one another.
     local = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "num_cpus": max(4, os.cpu_count() or 1)}
     ray.init(include_dashboard=False, **local)
     done = CheckpointConfig("row_hash", str((given.out / "done").resolve()), delete_checkpoint_on_success=False)
     ray.data.DataContext.get_current().checkpoint_config = done
-    # A dead engine is started again and asked what it owed: Ray Data sets max_restarts and max_task_retries to -1.
+    # Ray Data sets max_restarts and max_task_retries to -1: a dead engine is started again and gets its rows again.
     process = build_processor(
         vLLMEngineProcessorConfig(
             model_source=model,
@@ -114,7 +114,7 @@ def main() -> None:
             concurrency=given.engines,
             batch_size=given.batch,
             should_continue_on_error=True,
-            log_engine_metrics=False,  # they need ray[serve], too
+            log_engine_metrics=False,  # they need ray[serve]
             placement_group_config={"bundle_per_worker": {"CPU": 1}} if given.cpu else None,
             chat_template_stage=False,
             tokenize_stage=False,

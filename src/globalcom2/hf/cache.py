@@ -1,7 +1,7 @@
-"""A cache filled by a shortened prompt remembers it, so that a conversation can go on.
+"""Remembers a shortened prompt on the cache that it filled, so that a conversation can go on.
 
-Callers continue with the prompt that they know: full ids, full mask, full positions. These are mapped to the short
-prompt that the cache really holds; what cannot be mapped raises.
+Callers continue a conversation with the full prompt: its ids, mask and positions. They are mapped to the short prompt
+that the cache holds. A call that cannot be mapped raises `InputError`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from globalcom2.hf.prompt import PIXELS, ShortPrompt, original_positions
 
 ATTRIBUTE = "_globalcom2_memory"
 CACHE = "cache" if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24) else "past_key_values"
-"""What transformers calls a cache among arguments and in outputs; the older name still works in 5.24."""
+"""Name of the cache among arguments and in outputs. transformers 5.24 still takes the older name."""
 
 
 def with_cache_named(call: dict[str, Any]) -> dict[str, Any]:
-    """A call whose cache, if it has one, has the name of this version of transformers."""
+    """Rename a call's cache, if it has one, to the name in this version of transformers."""
     if CACHE == "past_key_values" or "past_key_values" not in call:
         return call
     call = dict(call)
@@ -32,13 +32,13 @@ def with_cache_named(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def cached_length(cache: Any) -> int:
-    """Tokens that a cache holds; 0 without one, and for the paged cache of continuous batching, which does not tell."""
+    """Number of tokens that a cache holds. 0 for None, and for the paged cache of continuous batching."""
     count = getattr(cache, "get_seq_length", None)
     return 0 if count is None else int(count())
 
 
 def cache_of(output: Any) -> Any:
-    """The cache that a model returned, in an object or in a tuple."""
+    """The cache in a model's output, which is an object or a tuple. None if there is none."""
     if isinstance(output, tuple):
         return next((item for item in output if isinstance(item, Cache)), None)
     return getattr(output, CACHE, None)
@@ -46,25 +46,26 @@ def cache_of(output: Any) -> Any:
 
 @dataclass(frozen=True)
 class Memory:
-    """A shortened prompt."""
+    """A shortened prompt that a cache holds."""
 
     length: int
-    """Length of the caller's prompt, with what its cache held before."""
+    """Tokens of the caller's prompt, including those that its cache held before."""
     prompt: ShortPrompt
-    """Of that length, too."""
+    """The short prompt, also including those tokens."""
     attention_mask: Tensor
-    """(batch, short)."""
+    """int (batch, short)."""
     position_ids: Tensor
-    """(batch, short), as the language model reads them."""
+    """int (batch, short): positions that the language model reads."""
     dropped: Tensor
-    """(batch,): real tokens that each prompt lost."""
+    """int (batch,): real tokens dropped from each prompt."""
     original_positions: bool
+    """Whether kept tokens have the positions of the full prompt."""
     unknown: int = 0
-    """The first so many ids are not known: a direct call found them in its cache."""
+    """How many ids at the start are not known. They were in the cache of a direct call."""
     samples: Tensor | None = None
-    """int (batch, short), on the host: the sample of each token, where positions alone tell several in a row apart."""
+    """int (batch, short), on the host: sample of each token. None if rows are not packed, or a mask came."""
     fingerprint: Tensor | None = None
-    """Keys of the prompt's last token, (rows, heads, dim), to notice that a cache was filled again."""
+    """Keys of the prompt's last token, (rows, heads, dim). They change when a cache is filled again."""
 
     @property
     def short(self) -> int:
@@ -72,13 +73,13 @@ class Memory:
         return self.attention_mask.shape[1]
 
     def to(self, device: torch.device) -> Memory:
-        """The same on a device, without waiting for it."""
+        """Copy to a device, without waiting for it."""
         names = ("attention_mask", "position_ids", "dropped")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return replace(self, prompt=self.prompt.to(device), **moved)
 
     def continued_prompt(self, call: dict[str, Any]) -> dict[str, Any]:
-        """A call of `generate` with the whole conversation in ids and mask, mapped to the short prompt."""
+        """Map a call of `generate` that has the whole conversation in its ids and mask to the short prompt."""
         _refuse_images(call)
         ids, given, places = call["input_ids"], call.get("attention_mask"), call.get("position_ids")
         if ids.shape[1] <= self.length or not self._begins(ids):
@@ -100,7 +101,7 @@ class Memory:
         return call
 
     def continued_step(self, call: dict[str, Any], cached: int) -> dict[str, Any]:
-        """A direct call with new tokens only, whose mask and positions may be those of the full prompt."""
+        """Map a direct call with new tokens only. Its mask and positions may be those of the full prompt."""
         _refuse_images(call)
         call = dict(call)
         ids, mask, places = call["input_ids"], call.get("attention_mask"), call.get("position_ids")
@@ -124,13 +125,13 @@ class Memory:
         return call
 
     def _begins(self, ids: Tensor) -> bool:
-        """Whether a conversation begins with the prompt that was shortened."""
+        """Whether the ids of a conversation begin with the prompt that was shortened."""
         kept = self.prompt.gather(ids[:, : self.length], 0)
         mine = self.prompt.input_ids.masked_fill(~self.prompt.real, 0).to(kept.device)
         return bool(torch.equal(kept[:, self.unknown :], mine[:, self.unknown :]))
 
     def _shifted(self, places: Tensor) -> Tensor:
-        """The caller's positions of tokens after the prompt, as the short prompt continues."""
+        """Map the caller's positions of tokens after the prompt to positions after the short prompt."""
         return places if self.original_positions else places - self.dropped.to(places)[:, None]
 
     def _last_position(self) -> Tensor:
@@ -140,7 +141,7 @@ class Memory:
 def memory_of_call(
     prompt: ShortPrompt, given: Tensor | None, mask: Tensor | None, length: int, original: bool, unknown: int = 0
 ) -> Memory:
-    """What a cache should remember of a shortened call.
+    """Make the memory of a shortened call.
 
     Args:
         prompt: The shortened prompt.
@@ -177,16 +178,17 @@ def memory_of_call(
 
 
 def _begins_of_samples(positions: Tensor, real: Tensor, *, by_gaps: bool) -> Tensor:
-    """Where another sample of a row begins, bool (batch, tokens), from the caller's positions of its tokens.
+    """Tokens that begin another sample of a packed row, bool (batch, tokens).
 
-    That is where positions start again. Without a mask, transformers takes any gap for the begin of a sample (`by_gaps`).
+    A sample begins where the caller's positions start again. With `by_gaps` it begins at any gap in them, which is how
+    transformers reads positions without a mask.
     """
     step = positions.diff(dim=1)
     return torch.nn.functional.pad((step != 1) if by_gaps else (step <= 0), (1, 0)) & real
 
 
 def _closed(positions: Tensor, kept: Tensor, begins: Tensor) -> Tensor:
-    """Positions lower by the tokens that a sample lost before each one; samples after the first start at 0."""
+    """Lower each position by the tokens dropped before it in its sample. Samples after the first start at 0."""
     step = torch.arange(positions.shape[1]).expand_as(positions)
     lost = step - (kept.cumsum(1) - kept)
     first = torch.where(begins, step, 0).cummax(1).values  # of the sample that a token belongs to
@@ -195,13 +197,13 @@ def _closed(positions: Tensor, kept: Tensor, begins: Tensor) -> Tensor:
 
 
 def remember(cache: Any, memory: Memory) -> None:
-    """Leave the memory on a cache that the short prompt has filled."""
+    """Put the memory on a cache that the short prompt has filled."""
     if cache is not None:
         setattr(cache, ATTRIBUTE, replace(memory, fingerprint=_fingerprint(cache, memory.short)))
 
 
 def recall(cache: Any, input_ids: Tensor | None) -> Memory | None:
-    """What a cache remembers; None for one that is empty or was filled uncompressed.
+    """The memory on a cache. None for a cache that is empty or was filled uncompressed.
 
     Raises:
         InputError: The cache cannot be continued with these prompts.

@@ -1,4 +1,4 @@
-"""What selectors see of a call: one pass of the vision tower, its scores and what else a method reads, as `Views`."""
+"""Runs the vision tower once and makes `Views` of it: scores, and whatever else a method reads."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from globalcom2.hf.visuals import Visuals
 
 @dataclass
 class Encoded:
-    """One pass of the tower over a call's images, or videos."""
+    """What one pass of the vision tower over a call's images, or videos, gave."""
 
     visuals: Visuals
     output: Any
-    """What the adapter's `encode` returned."""
+    """Return value of the adapter's `encode`."""
     rows: list[Tensor]
-    """What the tap of the score layer read, (views, sequence) per pass of the tower."""
+    """Rows read in the score layer, float (views, sequence), one tensor per run of the tower."""
     layer_rows: list[list[Tensor]] = field(default_factory=list)
-    """The rows of each further layer."""
+    """Rows read in each of the method's further layers, as in `rows`."""
     keys: list[Tensor] = field(default_factory=list)
-    """The score layer's keys, (views, sequence, dim) per pass of the tower."""
+    """Keys of the score layer, float (views, sequence, dim), one tensor per run of the tower."""
     cls: Tensor | None = None
-    """[CLS] in the tower's output, (views, dim)."""
+    """[CLS] in the tower's output, float (views, dim)."""
 
 
 class Saliency:
-    """How a model's tokens are scored, and what else a method reads of the vision tower.
+    """Reads scores of tokens, and whatever else a method wants, in a model's vision tower.
 
     Args:
         base: The model that has `get_image_features`.
         adapter: The adapter of its images.
-        score: See `compress`. None: the score type that `method` is defined on, or else the family's own.
+        score: See `compress`. None: the score type that `method` names, else the family's default.
         layer: See `compress`. None: the layer of the features.
-        method: What reads the views. None: a method that reads scores alone.
+        method: The selector that gets the views. None: one that reads scores alone.
 
     Raises:
         InputError: A layer that the tower does not have, or a score type that the method cannot read.
@@ -62,7 +62,7 @@ class Saliency:
         self._check(base)
 
     def _check(self, base: Any) -> None:
-        """Raise for what the family cannot give, as far as that is known before a call."""
+        """Raise, before any call, if the family cannot give what the method reads."""
         kind = base.config.model_type
         name = "" if self.method is None else self.method.name
         if self.score not in SCORE_TYPES:
@@ -84,14 +84,14 @@ class Saliency:
         self.taps(base)
 
     def attention(self, base: Any) -> nn.Module | None:
-        """The attention module that scores are read in; None where scores do not come from attention."""
+        """Attention module that scores are read in. None for scores that do not come from attention."""
         if self.score == "similarity":
             return None
         chosen = self.method is not None and self.method.score == self.score != self.adapter.default_score
         return self._attention(base, self.layer, f"is defined on score {self.score!r}" if chosen else "")
 
     def taps(self, base: Any) -> list[nn.Module]:
-        """All attention modules that are read."""
+        """All attention modules that are read, each once."""
         modules = [self.attention(base), *self._further(base), self._keyed(base)]
         return list({id(module): module for module in modules if module is not None}.values())
 
@@ -102,7 +102,7 @@ class Saliency:
         return self._attention(base, self.layer, "reads keys") if "keys" in self.wanted else None
 
     def _attention(self, base: Any, layer: int, why: str) -> nn.Module:
-        """The attention module of a layer; an error says that it is the method that needs it, if `why` says so."""
+        """Attention module of a layer. With a `why`, an error names the method and gives it as the reason."""
         try:
             return self.adapter.attention(base, layer)
         except (InputError, UnsupportedModelError) as error:
@@ -113,13 +113,13 @@ class Saliency:
             ) from None
 
     def _tower(self, base: Any) -> nn.Module | None:
-        """The module whose output has [CLS], if the method reads it."""
+        """Module whose output has [CLS]. None if the method does not read it, or the tower has none."""
         if "cls" not in self.wanted or self.adapter.cls_index is None:
             return None
         return getattr(base, "vision_tower", None)
 
     def example(self) -> Views:
-        """Views of four tiny crops with everything that the method reads, all zero."""
+        """Views of a thumbnail and four crops of four tokens, all zero, with everything that the method reads."""
         zeros = torch.zeros(5, 4, 1)
         return Views(
             zeros[1:, :, 0],
@@ -134,7 +134,7 @@ class Saliency:
         )
 
     def encode(self, base: Any, visuals: Visuals) -> Encoded:
-        """Run the tower, and read what is wanted of it meanwhile."""
+        """Run the tower once and read what is wanted."""
         adapter = visuals.adapter
         attention, read = self.attention(base), tap.reader(self.score, adapter.cls_index)
         further = [tap.Recording(module, read) for module in self._further(base)]
@@ -151,7 +151,7 @@ class Saliency:
         return Encoded(visuals, output, recording.rows, [own.rows for own in further], keys.rows, cls)
 
     def _cls(self, base: Any, outputs: list[Any]) -> Tensor:
-        """[CLS] in what the tower returned, (views, dim)."""
+        """[CLS] in the tower's output, float (views, dim)."""
         hidden = [getattr(output, "last_hidden_state", None) for output in outputs]
         found = [states[:, self.adapter.cls_index] for states in hidden if isinstance(states, Tensor)]
         if not found:
@@ -162,13 +162,14 @@ class Saliency:
         return torch.cat(found)
 
     def views(self, base: Any, encoded: Encoded) -> Iterator[tuple[Layout, list[int], Views, Tensor]]:
-        """Images, or videos, of one layout at a time.
+        """Group images, or videos, by layout.
 
         Returns:
-            The layout, the images' numbers in the call, their views, and thumbnails' scores (images, tokens).
+            Per layout: the layout, the images' indices in the call, their views, and their thumbnails' scores, float
+            (images, tokens).
 
         Raises:
-            InputError: The method compares tokens of all views, but the thumbnail's stand for areas of another size.
+            InputError: The method compares tokens of all views, but the thumbnail has a token grid of its own.
         """
         visuals = encoded.visuals
         self._check_grids(visuals.layouts)
@@ -200,7 +201,7 @@ class Saliency:
             )
 
     def _scores(self, base: Any, encoded: Encoded) -> Tensor:
-        """Scores (tokens,) of all views end to end, in the tower's order."""
+        """Scores, float (tokens,), of all views end to end, in the tower's order."""
         visuals = encoded.visuals
         if self.score != "similarity":
             return visuals.adapter.all_scores(base, encoded.rows, visuals.layouts)
@@ -208,13 +209,13 @@ class Saliency:
 
 
 def _features(base: Any, encoded: Encoded) -> list[Tensor]:
-    """Features (..., tokens, dim) of all views, in the tower's order."""
+    """Features, float (..., tokens, dim), of all views, in the tower's order."""
     features = encoded.visuals.adapter.tower_features(base, encoded.output)
     return features if isinstance(features, list) else [features]
 
 
 def _keys_of_tokens(base: Any, encoded: Encoded) -> Tensor:
-    """Keys (tokens, dim) of all views end to end: every channel goes the way that scores go from patches to tokens."""
+    """Keys, float (tokens, dim), of all views end to end. Each channel is mapped from patches to tokens as scores are."""
     keys = torch.cat(encoded.keys)
     channels = keys.movedim(-1, 0)
     scored = encoded.visuals.adapter.scores(base, channels.flatten(0, 1))
@@ -223,18 +224,18 @@ def _keys_of_tokens(base: Any, encoded: Encoded) -> Tensor:
 
 
 def _parts(tokens: Tensor, visuals: Visuals) -> list[tuple[Tensor, Tensor]]:
-    """Thumbnail and crops of each image, or pooled clip and frames of each video."""
+    """(thumbnail, crops) of each image, or (pooled clip, frames) of each video."""
     images = tokens.split([layout.tower_tokens for layout in visuals.layouts])
     return [visuals.adapter.parts(own, layout) for own, layout in zip(images, visuals.layouts, strict=True)]
 
 
 def _by_view(tokens: Tensor, visuals: Visuals) -> list[Tensor]:
-    """Per image, values (1 + crops, tokens, dim), thumbnail first, of (tokens, dim) in the tower's order."""
+    """Split (tokens, dim) in the tower's order into (1 + crops, tokens, dim) per image, thumbnail first."""
     return [torch.cat([first[None], others]) for first, others in _parts(tokens, visuals)]
 
 
 def _cls_by_view(cls: Tensor, visuals: Visuals) -> list[Tensor]:
-    """Per image, [CLS] features (1 + crops, dim), thumbnail first; of a video, the mean of its frames' comes first."""
+    """[CLS] features per image, float (1 + crops, dim). First is the thumbnail's, or the mean over a video's frames."""
     images = cls.split([layout.views for layout in visuals.layouts])
     return [
         visuals.adapter.arrange(own[:, None], layout)[:, 0]

@@ -1,4 +1,4 @@
-"""What a call brings of one modality: its images, or its videos. Images and videos of one call are compressed alike."""
+"""The images and the videos of a call, and the places of the prompt that they fill."""
 
 from __future__ import annotations
 
@@ -22,35 +22,38 @@ EntryT = TypeVar("EntryT")
 
 @dataclass(frozen=True, eq=False)
 class Visuals:
-    """Images or videos of a call, in prompt order."""
+    """All images of a call, or all its videos, in prompt order."""
 
     adapter: Adapter
     arguments: dict[str, Any]
-    """The part of the call that the encoder takes."""
+    """Keyword arguments of the adapter's `encode`."""
     layouts: list[Layout]
     placeholder: Tensor
-    """bool (batch, long), on the host."""
+    """bool (batch, long), on the host: places of the full prompts that these fill."""
     rows: list[int]
-    """The prompt of the batch that each belongs to."""
+    """Row of the batch for each."""
 
     @property
     def lengths(self) -> list[int]:
-        """Placeholders of each."""
+        """Number of placeholders of each."""
         return [len(layout.slots) for layout in self.layouts]
 
     def shown(self, mask: Tensor | None) -> tuple[Tensor, ...] | None:
-        """Which places of each the caller's mask shows; None without a mask."""
+        """Places of each that the caller's mask does not hide, bool (placeholders,). None without a mask."""
         return None if mask is None else mask[self.placeholder].bool().split(self.lengths)
 
 
 def visuals_of_call(model: Any, call: dict[str, Any], ids: Tensor, adapters: Sequence[Adapter]) -> list[Visuals]:
-    """The call's images and videos, one item for each modality that it has.
+    """Images and videos of a call, one `Visuals` per modality.
 
     Args:
         model: The model that is being called.
         call: Keyword arguments of `generate` or `forward`.
         ids: Its `input_ids` (batch, long), on the host.
         adapters: One per modality that is compressed.
+
+    Raises:
+        InputError: Prompts and images do not fit each other, or videos come with images in a family that cannot take both.
     """
     found = []
     for adapter in adapters:
@@ -70,12 +73,12 @@ def visuals_of_call(model: Any, call: dict[str, Any], ids: Tensor, adapters: Seq
 
 
 def wanted_tokens(ids: Tensor, found: list[Visuals], kept: list[Tensor]) -> Tensor:
-    """Tokens of the prompts that stay, bool (batch, long).
+    """Tokens of the full prompts that stay, bool (batch, long).
 
     Args:
         ids: (batch, long).
         found: The call's images and videos.
-        kept: For each of them, bool (placeholders,) in prompt order.
+        kept: For each of `found`, bool (placeholders,), its images in prompt order.
     """
     wanted = torch.ones_like(ids, dtype=torch.bool)
     for visuals, stays in zip(found, kept, strict=True):
@@ -84,7 +87,7 @@ def wanted_tokens(ids: Tensor, found: list[Visuals], kept: list[Tensor]) -> Tens
 
 
 def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> list[ImageReport]:
-    """What stays of each image or video, in prompt order. A place that the caller's mask hides is dropped."""
+    """One entry per image or video, in prompt order. Places that the caller's mask hides are dropped."""
     shown = visuals.shown(mask)
     entries: dict[int, ImageReport] = {}
     for group in groups:
@@ -99,7 +102,7 @@ def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> li
 
 
 def in_prompt_order(found: list[Visuals], entries: list[list[EntryT]]) -> list[EntryT]:
-    """Entries of all modalities, one list for each, sorted by where they stand in the batch."""
+    """Merge the entries of all modalities, one list for each, in the order of the prompts."""
     if len(found) == 1:
         return entries[0]
     starts = []
@@ -111,7 +114,7 @@ def in_prompt_order(found: list[Visuals], entries: list[list[EntryT]]) -> list[E
 
 
 def _rows(placeholder: Tensor, layouts: list[Layout], modality: str) -> list[int]:
-    """Which prompt of the batch each image or video belongs to; raises if prompts and these do not fit."""
+    """Row of the batch for each image or video. Raises `InputError` if they do not fit the prompts."""
     counts = placeholder.sum(1).tolist()
     rows, row, left = [], 0, counts[0] if counts else 0
     expected = [len(layout.slots) for layout in layouts]

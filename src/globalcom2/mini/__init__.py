@@ -1,6 +1,6 @@
-"""The mini model: a small LLaVA-NeXT with weights that we trained, so that everything can be tried without a network.
+"""The mini model: a small trained LLaVA-NeXT that ships with the package and needs no network.
 
-An ordinary `LlavaNextForConditionalGeneration` with an ordinary `LlavaNextProcessor`. MODEL_CARD.md says what it is.
+It is an ordinary `LlavaNextForConditionalGeneration` with an ordinary `LlavaNextProcessor`. MODEL_CARD.md describes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "model"
 DEMO_PICTURE = Path(__file__).parent / "demo.png"
 EVALUATION_SET = Path(__file__).parent / "evaluation.parquet"
-"""600 pictures with 8 questions each, never trained or tuned on; EVALUATION.md says what is in it."""
+"""600 pictures with 8 questions each, never trained or tuned on. MODEL_CARD.md describes them."""
 DEMO_QUESTION = "What number is on the orange triangle?"
 
 
@@ -27,7 +27,7 @@ def load_mini(**kwargs: Any) -> tuple[LlavaNextForConditionalGeneration, LlavaNe
         **kwargs: Passed on to `from_pretrained`, e.g. `dtype`, `attn_implementation` or `device_map`.
 
     Returns:
-        (model in eval mode, processor); float32 unless `dtype` says otherwise.
+        (model, processor). The model is in eval mode, and float32 unless `dtype` is given.
     """
     import torch  # noqa: PLC0415
     from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor  # noqa: PLC0415
@@ -39,5 +39,5 @@ def load_mini(**kwargs: Any) -> tuple[LlavaNextForConditionalGeneration, LlavaNe
 
 
 def demo_picture() -> Image.Image:
-    """The picture of the demo; the model was not trained on it, nor on its photograph."""
+    """Open the demo picture, RGB. The model was trained neither on it nor on its photograph."""
     return Image.open(DEMO_PICTURE).convert("RGB")
