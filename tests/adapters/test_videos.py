@@ -285,3 +285,27 @@ def test_a_family_without_videos_says_so():
 def test_views_are_guided_by_one_of_both():
     with pytest.raises(InputError, match="guidance must be None where thumbnail_scores guide"):
         Views(torch.rand(2, 9), thumbnail_scores=torch.rand(9), guidance=torch.rand(2, 9))
+
+
+def test_a_direct_call_padded_on_both_sides_with_full_logits(tiny):
+    """Images and videos of one batch: every kept place has the logits of the prompt cut by hand."""
+    inputs = dict(
+        inputs_of(tiny, ["a<video>b<image>?", "none", "see <video> yes?"], [clip(1), clip(3)], [picture(90, 90)])
+    )
+    tail = torch.tensor([[60, 61, 62], [60, 0, 0], [60, 61, 0]])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], (tail > 0).long()], 1)
+    with compress(tiny.model, 0.3, logits="full") as compression, torch.no_grad():
+        logits = tiny.model(**inputs).logits
+    with compress(tiny.model, 0.3), torch.no_grad():
+        last = tiny.model(**inputs).logits[:, -4:]
+    torch.testing.assert_close(last, logits[:, -4:], atol=2e-5, rtol=0)
+    config, kept = tiny.model.config, iter(reports_keep(compression).tolist())
+    visual = (inputs["input_ids"] == config.image_token_id) | (inputs["input_ids"] == config.video_token_id)
+    stays = inputs["attention_mask"].bool() & ~visual
+    for row, column in visual.nonzero().tolist():
+        stays[row, column] = next(kept)
+    call = cut_call(tiny.model, inputs, reports_keep(compression))
+    with torch.no_grad():
+        expected = tiny.model(**call, position_ids=(call["attention_mask"].cumsum(1) - 1).clamp(min=0)).logits
+    torch.testing.assert_close(logits[stays], expected[call["attention_mask"].bool()], atol=5e-5, rtol=1e-5)

@@ -319,3 +319,15 @@ def test_images_with_a_paged_cache_are_refused(tiny, inputs):
 
     with compress(tiny.model, 0.25), pytest.raises(InputError, match="must not be given with a Paged"):
         tiny.model(**inputs, cache=Paged())
+
+
+def test_a_replica_runs_with_its_own_weights(tiny, inputs):
+    """torch's DataParallel copies a model's attributes, its patches too, and calls the copy."""
+    with compress(tiny.model, 0.25) as compression, torch.no_grad():
+        plain = tiny.model(**inputs).logits
+        replica = tiny.model._replicate_for_data_parallel()
+        replica._modules["lm_head"] = copy.deepcopy(tiny.model.lm_head)
+        replica.lm_head.weight.data.neg_()
+        torch.testing.assert_close(replica(**inputs).logits, -plain)
+        assert len(compression.report) == 1
+        assert torch.equal(tiny.model(**inputs).logits, plain)

@@ -230,25 +230,25 @@ def unpatch_if_idle(model: Any, state: State) -> None:
     state.tapped.clear()
 
 
-# Models whose generate or forward is running here, and whether the call goes through as the caller made it.
-_running: ContextVar[tuple[tuple[Any, bool], ...]] = ContextVar("globalcom2_running", default=())
+# Patched models whose generate or forward is running here, and whether the call goes through as the caller made it.
+_running: ContextVar[tuple[tuple[State, bool], ...]] = ContextVar("globalcom2_running", default=())
 
 
-def seen_to(model: Any, *, brings_pixels: bool = False) -> bool:
-    """Whether a call of that model is part of one that has been seen to, in this thread or task.
+def seen_to(state: State, *, brings_pixels: bool = False) -> bool:
+    """Whether a call of that state's model is part of one that has been seen to, in this thread or task.
 
     A shortened call has no pixels left. One that brings some is a caller's own call, from within a callback.
     """
     for other, through in reversed(_running.get()):
-        if other is model:
+        if other is state:
             return through or not brings_pixels
     return False
 
 
 @contextmanager
-def inside(model: Any, *, through: bool) -> Iterator[None]:
-    """The block is part of a call of that model, which has been shortened, or goes `through` as it came."""
-    token = _running.set((*_running.get(), (model, through)))
+def inside(state: State, *, through: bool) -> Iterator[None]:
+    """The block is part of a call of that state's model, which has been shortened, or goes `through` as it came."""
+    token = _running.set((*_running.get(), (state, through)))
     try:
         yield
     finally:

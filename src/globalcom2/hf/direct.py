@@ -41,11 +41,11 @@ class Forward(Patch):
         if args and isinstance(args[0], torch.nn.Module):  # bound again by somebody who unwrapped the model
             model, args = args[0], args[1:]
         forward = self.before if self.before is not None else functools.partial(type(model).forward, model)
-        if seen_to(model, brings_pixels=any(kwargs.get(name) is not None for name in PIXELS)):
+        if seen_to(self.state, brings_pixels=any(kwargs.get(name) is not None for name in PIXELS)):
             return forward(*args, **kwargs)
         with self.state.call(self.model):
             call, short = self._shortened(model, args, kwargs)
-            with inside(model, through=call is None):
+            with inside(self.state, through=call is None):
                 if call is None:
                     return forward(*args, **kwargs)
                 output = forward(**call)
@@ -124,7 +124,7 @@ class Bypassed(Patch):
     """Forward pre-hook of the model below the head: a call that goes round the head is not compressed, and says so."""
 
     def __call__(self, base: Any, args: Any) -> None:
-        if not torch.compiler.is_compiling() and not seen_to(self.model):
+        if not torch.compiler.is_compiling() and not seen_to(self.state):
             compression = self.state.active
             if compression is not None:
                 compression.forget()

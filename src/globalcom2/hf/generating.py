@@ -24,7 +24,7 @@ class Generate(Patch):
     def original(self, call: dict[str, Any], *, through: bool = False) -> Any:
         """The model's own generate, of a call that is mapped to the short prompt or goes `through` as it came."""
         generate = self.before if self.before is not None else type(self.model).generate.__get__(self.model)
-        with inside(self.model, through=through):
+        with inside(self.state, through=through):
             return generate(**call)
 
     @torch.no_grad()
