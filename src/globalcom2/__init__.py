@@ -13,29 +13,36 @@ from globalcom2._version import __version__
 if TYPE_CHECKING:
     from globalcom2.adapters.families import list_models
     from globalcom2.core.methods import Method, list_methods, register_method
+    from globalcom2.core.ranking import Ranking
     from globalcom2.core.selection import Keep, select
     from globalcom2.core.views import Views
-    from globalcom2.errors import GlobalCom2Error, InputError, UnsupportedModelError
-    from globalcom2.hf.compression import Compression, apply, compress, remove
-    from globalcom2.hf.report import Report
+    from globalcom2.errors import DataError, GlobalCom2Error, InputError, UnsupportedModelError
+    from globalcom2.hf.compression import Compression, apply, compress, current, remove
+    from globalcom2.hf.report import ImageReport, Report
+    from globalcom2.lab.images import open_image
     from globalcom2.lab.picture import draw_picture
     from globalcom2.mini import load_mini
 
 _WHERE = {
     "Compression": "hf.compression",
+    "DataError": "errors",
     "GlobalCom2Error": "errors",
+    "ImageReport": "hf.report",
     "InputError": "errors",
     "Keep": "core.selection",
     "Method": "core.methods",
+    "Ranking": "core.ranking",
     "Report": "hf.report",
     "UnsupportedModelError": "errors",
     "Views": "core.views",
     "apply": "hf.compression",
     "compress": "hf.compression",
+    "current": "hf.compression",
     "draw_picture": "lab.picture",
     "list_methods": "core.methods",
     "list_models": "adapters.families",
     "load_mini": "mini",
+    "open_image": "lab.images",
     "register_method": "core.methods",
     "remove": "hf.compression",
     "select": "core.selection",
@@ -43,20 +50,25 @@ _WHERE = {
 
 __all__ = [
     "Compression",
+    "DataError",
     "GlobalCom2Error",
+    "ImageReport",
     "InputError",
     "Keep",
     "Method",
+    "Ranking",
     "Report",
     "UnsupportedModelError",
     "Views",
     "__version__",
     "apply",
     "compress",
+    "current",
     "draw_picture",
     "list_methods",
     "list_models",
     "load_mini",
+    "open_image",
     "register_method",
     "remove",
     "select",

@@ -1,4 +1,7 @@
-"""Pictures with questions and answers, from a parquet file: one row per question, in the format of Hugging Face datasets."""
+"""Evaluation sets: images with questions and answers from a parquet file, one row per question.
+
+The format is that of Hugging Face datasets, so that `datasets.load_dataset("parquet", ...)` reads the file too.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from globalcom2.errors import InputError
+from globalcom2.lab.images import to_rgb
 
 COLUMNS = ("picture", "image", "kind", "question", "answer")
+ORIENTATION = 0x0112
+"""EXIF tag; from 5 on, width and height are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -24,30 +30,38 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture with its questions; decoded when it is needed."""
+class Example:
+    """One image of a set with its questions."""
 
     number: int
+    """The image's number in the set, from the column `picture`."""
     encoded: bytes
+    """The image file; decoded when it is needed."""
     questions: tuple[Question, ...]
 
     @property
     def image(self) -> Image.Image:
-        """The picture, RGB."""
-        return Image.open(io.BytesIO(self.encoded)).convert("RGB")
+        """The image as RGB, upright. Raises `DataError` where `to_rgb` does."""
+        return to_rgb(ImageOps.exif_transpose(self._opened()), f"image of example {self.number}")
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in px, without decoding."""
-        return Image.open(io.BytesIO(self.encoded)).size
+        """(width, height) in px of the upright image, without decoding."""
+        image = self._opened()
+        width, height = image.size
+        exchanged = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5  # Pillow turns TIFF itself
+        return (height, width) if exchanged else (width, height)
+
+    def _opened(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.encoded))
 
 
-def load_pictures(path: Path, first: int | None = None) -> list[Picture]:
-    """Read a set.
+def load_examples(path: Path, first: int | None = None) -> list[Example]:
+    """Read an evaluation set.
 
     Args:
         path: Parquet file with the columns picture (int), image (struct of bytes and path), kind, question, answer.
-        first: Read only that many pictures, from the first on.
+        first: Read only that many images, from the first on.
 
     Raises:
         InputError: No such file, another format, or pyarrow is missing.
@@ -76,13 +90,17 @@ def load_pictures(path: Path, first: int | None = None) -> list[Picture]:
         encoded.setdefault(number, image["bytes"])
         questions.setdefault(number, []).append(Question(*asked))
     numbers = list(encoded)[:first]
-    return [Picture(number, encoded[number], tuple(questions[number])) for number in numbers]
+    return [Example(number, encoded[number], tuple(questions[number])) for number in numbers]
 
 
-def fingerprint(pictures: list[Picture]) -> str:
+load_pictures = load_examples
+"""The function's name in version 0.1."""
+
+
+def fingerprint(examples: list[Example]) -> str:
     """Short hash of what is shown and asked."""
     digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(picture.encoded)
-        digest.update(repr(picture.questions).encode())
+    for example in examples:
+        digest.update(example.encoded)
+        digest.update(repr(example.questions).encode())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Draws what a call kept: the thumbnail's heat map, and the crops with dropped tokens greyed out."""
+"""Draws what a call kept of an image: the thumbnail's heat map, and the crops with dropped tokens greyed out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from globalcom2.errors import InputError
 from globalcom2.hf.report import ImageReport
+from globalcom2.lab.images import to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,16 +27,17 @@ def draw_picture(
     with the ratio it kept in its corner, dropped tokens greyed.
 
     Args:
-        image: The picture that was given to the processor.
-        entry: Its entry, `compression.report[i]`.
-        path: Where to save the picture; the ending decides the format.
-        title: A line above; default: tokens before and after.
+        image: The image that was given to the processor, in any of Pillow's modes.
+        entry: The image's entry in the report, `compression.report[i]`.
+        path: Where to save the drawing; the ending decides the format. None saves nothing.
+        title: A line above the drawing. Default: tokens before and after.
 
     Returns:
         The matplotlib figure.
 
     Raises:
         InputError: The entry is that of a video.
+        DataError: The image's values have no range of their own, see `open_image`.
     """
     if entry.thumbnail_ratio is None:
         raise InputError(
@@ -45,7 +47,7 @@ def draw_picture(
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - heavy, and only needed here
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    image = image.convert("RGB")
+    image = to_rgb(image)
     (rows, cols), (height, width) = entry.grid, entry.layout.token_grid
     wide = (cols * width) / max(rows * height, 1) if rows else 1.0
     height, width = entry.layout.thumbnail_grid
@@ -83,6 +85,7 @@ def draw_picture(
 
 
 def _draw_crops(panel: object, image: Image.Image, entry: ImageReport, scale: int) -> None:
+    """Draw the image as the crops' grid covers it, `scale` px per token, each crop with the ratio that it kept."""
     (rows, cols), (height, width) = entry.grid, entry.layout.token_grid
 
     def stitch(mask: object) -> np.ndarray:
