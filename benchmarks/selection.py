@@ -1,4 +1,4 @@
-"""How long selection takes for one 672 x 672 image of LLaVA-NeXT (5 x 576 tokens) on one CPU thread.
+"""Measures how long selection takes for one 672 x 672 image of LLaVA-NeXT (5 x 576 tokens) on one CPU thread.
 
 python benchmarks/selection.py            prints a table, then one JSON line
 """
@@ -21,6 +21,7 @@ RUNS, WIDTH = 200, 4096
 
 
 def timed(work: Callable[[], object]) -> list[float]:
+    """Seconds of `RUNS` runs, after twenty that are not counted."""
     for _ in range(20):
         work()
     seconds = []
@@ -32,6 +33,7 @@ def timed(work: Callable[[], object]) -> list[float]:
 
 
 def main() -> None:
+    """Print how long each method takes at two ratios, with and without the gathering of features."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     layout = LlavaNextAdapter().layout(named_configs()["llava-next-7b"], 672, 672)

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -23,14 +24,15 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import torch
 from vllm import LLM, SamplingParams, __version__
 
-from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.dataset import Example, load_examples
 from globalcom2.lab.machine import machine
 from globalcom2.mini import EVALUATION_SET, FOLDER
 
 AT_ONCE = 16
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(FOLDER))
     parser.add_argument("--prompt", default="<s><user><image>{question}<assistant>")
@@ -39,8 +41,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="length of an answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    engine = LLM(
+    return parser.parse_args()
+
+
+def engine(args: argparse.Namespace) -> LLM:
+    """An engine that serves every ratio and caches nothing."""
+    return LLM(
         args.model,
         max_model_len=2048,
         max_num_batched_tokens=2048,
@@ -51,42 +57,61 @@ def main() -> None:
         limit_mm_per_prompt={"image": 1},
         hf_overrides={"globalcom2_retention": max(args.ratios), "globalcom2_floor": min(args.ratios)},
     )
-    pictures = load_pictures(EVALUATION_SET, first=args.requests)
+
+
+def requests_at(ratio: float, prompt: str, examples: list[Example]) -> list[dict[str, Any]]:
+    """One request per example: its first question, at that ratio."""
+    return [
+        {
+            "prompt": prompt.format(question=example.questions[0].text),
+            "multi_modal_data": {"image": example.image},
+            "mm_processor_kwargs": {"globalcom2_retention": ratio},
+        }
+        for example in examples
+    ]
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[float, list[float]], dict[float, float]]:
+    """Seconds of every round but the first, and mean prompt tokens, by ratio."""
+    served = engine(args)
+    examples = load_examples(EVALUATION_SET, first=args.requests)
     sampling = SamplingParams(temperature=0, max_tokens=args.tokens, ignore_eos=True)
     seconds: dict[float, list[float]] = {ratio: [] for ratio in args.ratios}
     prompt_tokens: dict[float, float] = {}
     for number in range(1 + args.rounds):
         for ratio in args.ratios:
-            requests = [
-                {
-                    "prompt": args.prompt.format(question=picture.questions[0].text),
-                    "multi_modal_data": {"image": picture.image},
-                    "mm_processor_kwargs": {"globalcom2_retention": ratio},
-                }
-                for picture in pictures
-            ]
+            requests = requests_at(ratio, args.prompt, examples)
             start = time.perf_counter()
-            outputs = engine.generate(requests, sampling, use_tqdm=False)
+            outputs = served.generate(requests, sampling, use_tqdm=False)
             if number:
                 seconds[ratio].append(time.perf_counter() - start)
             prompt_tokens[ratio] = statistics.mean(len(output.prompt_token_ids) for output in outputs)
         print(f"round {number} of {args.rounds}", file=sys.stderr)
+    return seconds, prompt_tokens
+
+
+def row(ratio: float, requests: int, taken: list[float], slowest: list[float], tokens: float) -> dict[str, Any]:
+    """Rates and speed-ups over the rounds, median and range."""
+    rates = [requests / second for second in taken]
+    gains = [full / second for full, second in zip(slowest, taken, strict=True)]
+    return {
+        "retention_ratio": ratio,
+        "prompt_tokens": round(tokens, 1),
+        "requests_per_second": round(statistics.median(rates), 2),
+        "requests_per_second_range": [round(min(rates), 2), round(max(rates), 2)],
+        "speedup": round(statistics.median(gains), 2),
+        "speedup_range": [round(min(gains), 2), round(max(gains), 2)],
+    }
+
+
+def main() -> None:
+    """Measure, print one line per ratio, and write the result into --out."""
+    args = arguments()
+    seconds, prompt_tokens = measure(args)
     slowest = seconds[max(args.ratios)]
-    rows = []
-    for ratio, taken in seconds.items():
-        rates = [args.requests / second for second in taken]
-        gains = [full / second for full, second in zip(slowest, taken, strict=True)]
-        rows.append(
-            {
-                "retention_ratio": ratio,
-                "prompt_tokens": round(prompt_tokens[ratio], 1),
-                "requests_per_second": round(statistics.median(rates), 2),
-                "requests_per_second_range": [round(min(rates), 2), round(max(rates), 2)],
-                "speedup": round(statistics.median(gains), 2),
-                "speedup_range": [round(min(gains), 2), round(max(gains), 2)],
-            }
-        )
-        print("{retention_ratio:g}: {requests_per_second} requests/s, {speedup}x".format(**rows[-1]))
+    rows = [row(ratio, args.requests, taken, slowest, prompt_tokens[ratio]) for ratio, taken in seconds.items()]
+    for made in rows:
+        print("{retention_ratio:g}: {requests_per_second} requests/s, {speedup}x".format(**made))
     if args.out:
         result = {
             "command": shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]]),

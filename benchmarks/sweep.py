@@ -18,8 +18,9 @@ from rich.progress import Progress
 
 from globalcom2 import load_mini
 from globalcom2._version import __version__
-from globalcom2.lab.dataset import load_pictures
-from globalcom2.lab.evals import FULL, Journal, Setting, evaluate, journal_header
+from globalcom2.lab.dataset import load_examples
+from globalcom2.lab.evals import EvalSetting, Journal, evaluate, journal_header
+from globalcom2.lab.labels import FULL
 from globalcom2.lab.machine import machine
 
 AXES: dict[str, tuple[Any, ...]] = {
@@ -41,19 +42,19 @@ OF_SOFTMAX = ("temperature", "crop_mass")  # options that nothing else has
 PAPER = {"layer": -1, "allocation": "softmax", "alpha": 0.5}
 
 
-def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[Setting]:
+def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[EvalSetting]:
     """All tokens, the baseline, the paper's choices, `base`, and `base` with every value of every axis."""
     shared = {name: value for name, value in base.items() if name not in OF_GLOBALCOM2}
     found = [
-        Setting(FULL, 1.0),
-        Setting("uniform", ratio, shared),
-        Setting("uniform", ratio, {**shared, "newlines": "none"}),
-        Setting("uniform", ratio, {**shared, "thumbnail_weight": 0.5}),
+        EvalSetting(FULL, 1.0),
+        EvalSetting("uniform", ratio, shared),
+        EvalSetting("uniform", ratio, {**shared, "newlines": "none"}),
+        EvalSetting("uniform", ratio, {**shared, "thumbnail_weight": 0.5}),
     ]
-    found += [Setting("globalcom2", ratio, PAPER), Setting("globalcom2", ratio, base)]
+    found += [EvalSetting("globalcom2", ratio, PAPER), EvalSetting("globalcom2", ratio, base)]
     for axis in axes:
         softmax = {"allocation": "softmax"} if axis in OF_SOFTMAX else {}
-        found += [Setting("globalcom2", ratio, {**base, **softmax, axis: value}) for value in AXES[axis]]
+        found += [EvalSetting("globalcom2", ratio, {**base, **softmax, axis: value}) for value in AXES[axis]]
     return list({setting.name: setting for setting in found}.values())
 
 
@@ -67,15 +68,15 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    pictures = load_pictures(args.dataset, args.pictures)
+    examples = load_examples(args.dataset, args.pictures)
     model, processor = load_mini()
     settings = settings_of(args.base, args.axes, args.ratio)
     partial = args.out and args.out.with_suffix(".partial.jsonl")
-    journal = Journal(partial, journal_header(model, pictures, __version__))
+    journal = Journal(partial, journal_header(model, examples, __version__))
     with Progress() as bar:
-        task = bar.add_task("Answering", total=len(settings) * len(pictures))
+        task = bar.add_task("Answering", total=len(settings) * len(examples))
         rows = evaluate(
-            model, processor, pictures, settings, journal=journal, progress=lambda done: bar.advance(task, done)
+            model, processor, examples, settings, journal=journal, progress=lambda done: bar.advance(task, done)
         )
     for row in rows:
         print(f"{row['accuracy']:.3f} {row['visual_tokens']:6.1f} tokens  {row['method']} {row['options']}")
@@ -84,7 +85,7 @@ def main() -> None:
             "benchmark": "mini model, sweep on the tuning set",
             "command": " ".join(["python benchmarks/sweep.py", *sys.argv[1:]]),
             **machine(model.device),
-            "pictures": len(pictures),
+            "pictures": len(examples),
         }
         for row in rows:
             del row["right"]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from globalcom2.lab.dataset import load_pictures
-from globalcom2.lab.evals import label, markdown_table, percent
+from globalcom2.lab.dataset import load_examples
+from globalcom2.lab.evals import markdown_table
 from globalcom2.lab.intervals import Bootstrap, interval
+from globalcom2.lab.labels import label, percent
 from globalcom2.mini import EVALUATION_SET
 
 ROOT = Path(__file__).parent.parent
@@ -38,9 +39,9 @@ def short() -> str:
 
 def reading() -> str:
     """Reading with its intervals, and the difference to `uniform` on the same questions."""
-    pictures = load_pictures(EVALUATION_SET)
-    read = np.array([question.kind == "read" for picture in pictures for question in picture.questions])
-    owner = np.repeat(np.arange(len(pictures)), [len(picture.questions) for picture in pictures])
+    examples = load_examples(EVALUATION_SET)
+    read = np.array([question.kind == "read" for example in examples for question in example.questions])
+    owner = np.repeat(np.arange(len(examples)), [len(example.questions) for example in examples])
     bootstrap, rows = Bootstrap(owner), runs("mini-eval")
     drawn = {(label(r), r["retention_ratio"]): bootstrap.accuracies(_right(r), read) for r in rows}
     exact = {(label(r), r["retention_ratio"]): r["kinds"]["read"] for r in rows}

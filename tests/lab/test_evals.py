@@ -15,10 +15,11 @@ from globalcom2 import InputError, compress, load_mini
 from globalcom2.cli import main
 from globalcom2.lab.analysis import analyze_views
 from globalcom2.lab.answers import answer_questions
-from globalcom2.lab.comparison import chat_prompt
-from globalcom2.lab.dataset import COLUMNS, Picture, Question, fingerprint, load_pictures
-from globalcom2.lab.evals import FULL, Journal, Setting, batches, evaluate, journal_header, markdown_table, settings_of
+from globalcom2.lab.chat import chat_prompt
+from globalcom2.lab.dataset import COLUMNS, Example, Question, fingerprint, load_examples
+from globalcom2.lab.evals import EvalSetting, Journal, batches, evaluate, journal_header, markdown_table, settings_of
 from globalcom2.lab.intervals import Bootstrap, interval
+from globalcom2.lab.labels import FULL
 from globalcom2.mini import EVALUATION_SET
 
 
@@ -29,21 +30,21 @@ def mini():
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return load_pictures(EVALUATION_SET, 8)
+def examples():
+    return load_examples(EVALUATION_SET, 8)
 
 
-def separately(mini, picture, question):
+def separately(mini, example, question):
     model, processor = mini
-    inputs = processor(text=chat_prompt(processor, question.text), images=picture.image, return_tensors="pt")
+    inputs = processor(text=chat_prompt(processor, question.text), images=example.image, return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
     return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("ratio", [None, 0.25])
-def test_answers_equal_those_of_separate_calls(mini, pictures, ratio):
+def test_answers_equal_those_of_separate_calls(mini, examples, ratio):
     model, processor = mini
-    group = next(batches(pictures, 4))
+    group = next(batches(examples, 4))
     with compress(model, ratio or 1.0):
         answers = answer_questions(
             model, processor, [p.image for p in group], [[q.text for q in p.questions] for p in group], 6
@@ -52,68 +53,68 @@ def test_answers_equal_those_of_separate_calls(mini, pictures, ratio):
     assert answers.texts == expected
 
 
-def test_batches_hold_every_picture_once_and_one_size(pictures):
-    found = list(batches(pictures, 3))
-    assert sorted(p.number for group in found for p in group) == [p.number for p in pictures]
+def test_batches_hold_every_example_once_and_one_size(examples):
+    found = list(batches(examples, 3))
+    assert sorted(p.number for group in found for p in group) == [p.number for p in examples]
     assert all(len({p.size for p in group}) == 1 and len(group) <= 3 for group in found)
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_result(mini, pictures, tmp_path):
+def test_a_stopped_run_goes_on_and_ends_with_the_same_result(mini, examples, tmp_path):
     settings = settings_of(["uniform"], [1.0, 0.1])
-    whole = evaluate(*mini, pictures, settings, batch_size=2)
+    whole = evaluate(*mini, examples, settings, batch_size=2)
 
     def stop(done, left=[3]):  # noqa: B006
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
 
-    path, header = tmp_path / "run.partial.jsonl", journal_header(mini[0], pictures, "0")
+    path, header = tmp_path / "run.partial.jsonl", journal_header(mini[0], examples, "0")
     with pytest.raises(KeyboardInterrupt):
-        evaluate(*mini, pictures, settings, batch_size=2, journal=Journal(path, header), progress=stop)
+        evaluate(*mini, examples, settings, batch_size=2, journal=Journal(path, header), progress=stop)
     with path.open("a") as file:
         file.write('{"setting": "uniform 0.1", "pict')  # killed while it wrote
     before = len(Journal(path, header).found)
     assert before >= 3
-    rows = evaluate(*mini, pictures, settings, batch_size=2, journal=Journal(path, header))
-    assert len(Journal(path, header).found) == 2 * len(pictures)  # the half-written line spoilt no other
+    rows = evaluate(*mini, examples, settings, batch_size=2, journal=Journal(path, header))
+    assert len(Journal(path, header).found) == 2 * len(examples)  # the half-written line spoilt no other
     for row, expected in zip(rows, whole, strict=True):
         row.pop("seconds_per_picture"), expected.pop("seconds_per_picture")
         assert row == expected
 
 
-def test_a_journal_of_another_run_is_refused(mini, pictures, tmp_path):
+def test_a_journal_of_another_run_is_refused(mini, examples, tmp_path):
     path = tmp_path / "run.partial.jsonl"
-    Journal(path, journal_header(mini[0], pictures, "0"))
+    Journal(path, journal_header(mini[0], examples, "0"))
     other = copy.deepcopy(mini[0])
     with torch.no_grad():
         other.lm_head.weight.mul_(1.01)
     with pytest.raises(InputError, match=r"must belong to this model.*--out"):
-        Journal(path, journal_header(other, pictures, "0"))
+        Journal(path, journal_header(other, examples, "0"))
     with pytest.raises(InputError, match=r"must belong to this model.*--out"):
-        Journal(path, journal_header(mini[0], pictures[1:], "0"))
+        Journal(path, journal_header(mini[0], examples[1:], "0"))
 
 
-def test_rows_count_what_was_really_fed(mini, pictures):
+def test_rows_count_what_was_really_fed(mini, examples):
     model, processor = mini
-    rows = evaluate(model, processor, pictures, settings_of(["globalcom2"], [0.1]))
+    rows = evaluate(model, processor, examples, settings_of(["globalcom2"], [0.1]))
     before, after = [], []
-    for picture in pictures:
-        inputs = processor(text="<image>", images=picture.image, return_tensors="pt")
+    for example in examples:
+        inputs = processor(text="<image>", images=example.image, return_tensors="pt")
         before.append(int((inputs["input_ids"] == model.config.image_token_id).sum()))
         with compress(model, 0.1) as compression, torch.no_grad():
             after.append(before[-1] - (inputs["input_ids"].shape[1] - model(**inputs).logits.shape[1]))
         assert compression.report.tokens_after == after[-1]
     assert rows[0]["visual_tokens"] == np.mean(before)
     assert rows[1]["visual_tokens"] == np.mean(after)
-    assert len(rows[0]["right"]) == 8 * len(pictures)
+    assert len(rows[0]["right"]) == 8 * len(examples)
 
 
 def test_settings_start_with_all_tokens_once():
     found = settings_of(["uniform", "globalcom2:alpha=0.3,newlines=none", "uniform"], [0.1, 1.0, 0.5])
     options = {"alpha": 0.3, "newlines": "none"}
-    expected = [Setting(FULL, 1.0)]
+    expected = [EvalSetting(FULL, 1.0)]
     for ratio in (0.5, 0.1):
-        expected += [Setting("uniform", ratio), Setting("globalcom2", ratio, options)]
+        expected += [EvalSetting("uniform", ratio), EvalSetting("globalcom2", ratio, options)]
     assert found == expected
     assert len({setting.name for setting in found}) == len(found)
 
@@ -139,9 +140,9 @@ def test_intervals_among_some_questions_and_none():
     assert interval(bootstrap.accuracies(np.array([True, False, False, False]), among)) == [1.0, 1.0]
 
 
-def test_analysis_drops_whole_views(mini, pictures):
+def test_analysis_drops_whole_views(mini, examples):
     model, _ = mini
-    rows = {row["condition"]: row for row in analyze_views(*mini, pictures[:4], batch_size=2)}
+    rows = {row["condition"]: row for row in analyze_views(*mini, examples[:4], batch_size=2)}
     tokens = {name: row["visual_tokens"] for name, row in rows.items()}
     assert tokens["thumbnail only"] == 64
     assert tokens["crops only"] == tokens[FULL] - 64
@@ -212,10 +213,10 @@ def test_a_file_that_is_no_set(tmp_path):
     text = tmp_path / "a.parquet"
     text.write_text("no parquet")
     with pytest.raises(InputError, match="must be a parquet file with the columns"):
-        load_pictures(text)
+        load_examples(text)
     parquet.write_table(pa.table({"picture": [1]}), text)
     with pytest.raises(InputError, match=r"must .* the columns"):
-        load_pictures(text)
+        load_examples(text)
 
 
 def test_a_set_of_ones_own(tmp_path):
@@ -232,13 +233,13 @@ def test_a_set_of_ones_own(tmp_path):
     }
     path = tmp_path / "own.parquet"
     parquet.write_table(pa.Table.from_pylist([row, {**row, "question": "r"}]).select(list(COLUMNS)), path)
-    (picture,) = load_pictures(path)
-    assert picture == Picture(7, encoded.getvalue(), (Question("k", "q", "a"), Question("k", "r", "a")))
-    assert picture.size == (224, 112)
-    assert fingerprint([picture]) == fingerprint(load_pictures(path))
+    (example,) = load_examples(path)
+    assert example == Example(7, encoded.getvalue(), (Question("k", "q", "a"), Question("k", "r", "a")))
+    assert example.size == (224, 112)
+    assert fingerprint([example]) == fingerprint(load_examples(path))
 
 
-def test_table_has_a_row_per_run(mini, pictures):
-    table = markdown_table(evaluate(*mini, pictures[:2], settings_of(["uniform"], [0.5])))
+def test_table_has_a_row_per_run(mini, examples):
+    table = markdown_table(evaluate(*mini, examples[:2], settings_of(["uniform"], [0.5])))
     assert table.count("\n") == 3
     assert "| uniform | 0.5 |" in table

@@ -1,29 +1,26 @@
-"""The command line. Checks arguments before anything heavy is imported; `--json` prints one object on stdout."""
+"""The command line. Checks arguments before anything heavy is imported; `--json` prints one object on stdout.
+
+One file per command, named after it. `app` registers them, `options` holds what several commands take, `output` what
+several commands print.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
 import typer
 
-from globalcom2._version import __version__
-from globalcom2.cli import ask, costs, lists, measure, serve  # noqa: F401 - they register their commands
-from globalcom2.cli.app import app, notes
+from globalcom2.cli.app import app
+from globalcom2.cli.output import notes
 from globalcom2.errors import DataError, GlobalCom2Error
 
 
-@app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
-        typer.echo(f"globalcom2 {__version__}")
-        raise typer.Exit
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, 2 for a wrong call, 1 for a failure."""
+    """Run the command line and exit: with 0, with 2 for a wrong call, with 1 for a failure.
+
+    Args:
+        arguments: The words after the program's name. Default: those of this process.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:

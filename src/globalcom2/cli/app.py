@@ -1,13 +1,13 @@
-"""The application that commands register with, and what they share."""
+"""The application that the commands stand in: one file per command, registered here in the order of `--help`."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from globalcom2._version import __version__
+from globalcom2.cli import analyze, ask, bench, estimate, eval, methods, models, serve
 
 app = typer.Typer(
     help="Visual-token compression for high-resolution vision-language models.",
@@ -16,18 +16,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-notes = Console(stderr=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Attention = Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...", show_default=False)]
 
 
-def measured_with(network: Any) -> dict[str, Any]:
-    """The command, a model's number format, and the machine, for a result."""
-    from globalcom2.lab.machine import machine  # noqa: PLC0415
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"globalcom2 {__version__}")
+        raise typer.Exit
 
-    command = shlex.join(["globalcom2", *sys.argv[1:]])
-    return {"command": command, "dtype": str(network.dtype).removeprefix("torch."), **machine(network.device)}
+
+app.command()(ask.ask)
+app.command("eval")(eval.evaluate)
+app.command()(analyze.analyze)
+app.command()(bench.bench)
+app.command()(estimate.estimate)
+app.command()(models.models)
+app.command()(methods.methods)
+# What serve does not know goes to `vllm serve`.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from globalcom2.cli.app import app, notes
+from globalcom2.cli.options import Retention, read_ratio
+from globalcom2.cli.output import notes
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="'mini', a folder with a checkpoint, or a name on the hub.")],
-    retention: Annotated[float, typer.Option(help="Fraction of the visual tokens to keep, in (0, 1].")] = 0.1,
+    retention: Retention = None,
     floor: Annotated[
         float | None, typer.Option(help="Lowest ratio that a request gets. Default: --retention.", show_default=False)
     ] = None,
@@ -31,10 +31,11 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
 ) -> None:
     """Serve a model with vLLM and shorter image prompts. Further flags go to `vllm serve`."""
+    ratio = read_ratio(retention)
     from globalcom2.integrations.vllm.serving import command  # noqa: PLC0415
 
-    made = command(model, retention, floor, method, per_request, context.args)
-    notes.print(f"Each image keeps {retention:.4g} of its visual tokens, chosen by {method}.", highlight=False)
+    made = command(model, ratio, floor, method, per_request, context.args)
+    notes.print(f"Each image keeps {ratio:.4g} of its visual tokens, chosen by {method}.", highlight=False)
     if dry_run:
         typer.echo(shlex.join(made))
         return

@@ -39,8 +39,11 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
         device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one.
         attn: transformers' `attn_implementation`; None leaves the choice to transformers.
 
+    Returns:
+        (model, processor).
+
     Raises:
-        InputError: An unknown name, dtype or device.
+        InputError: An unknown name, dtype, device or attention implementation.
         UnsupportedModelError: A family without an adapter.
     """
     target = _device(device)
@@ -55,7 +58,14 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
 
 
 def random_model(config: Any, dtype: str = "auto", device: str = "auto", attn: str | None = None) -> Any:
-    """A model of that configuration with random weights, in eval mode; "auto" is bfloat16 on CUDA, float32 on a CPU."""
+    """A model with random weights in eval mode.
+
+    Args:
+        config: A supported model's configuration.
+        dtype: As in `load_model`; "auto" is bfloat16 on CUDA and float32 on a CPU.
+        device: As in `load_model`.
+        attn: As in `load_model`.
+    """
     target = _device(device)
     kwargs = _arguments(dtype, target, attn)
     if kwargs["dtype"] == "auto":
@@ -86,20 +96,31 @@ def _device(device: str) -> torch.device:
         target = torch.device(device)
     except RuntimeError:
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}.") from None
-    if target.type == "meta":
-        raise InputError("device must hold data to answer, got 'meta'. Use cpu or cuda.")
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device must be available, got {device!r} and no CUDA device is. Use cpu.")
+    if target.type not in ("cpu", "cuda"):
+        raise InputError(
+            f"device must be auto, cpu, cuda or cuda:N, got {device!r}. Nothing here was tried on other devices: use cpu, "
+            "or load the model yourself and call compress on it."
+        )
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        here = torch.cuda.device_count()
+        cure = f"Use cuda:0 to cuda:{here - 1}." if here else "Use cpu."
+        raise InputError(f"device must be available, got {device!r} on a machine with {here} CUDA devices. {cure}")
     return target
 
 
 def load_config(name: str, also: Iterable[str] = ()) -> Any:
-    """The configuration of "mini", of a folder or of a name on the hub, checked to be of a supported family.
+    """A model's configuration, checked to be of a supported family, without its weights.
 
-    `also` are further names that the caller knows, to be suggested when this one is mistyped.
+    Args:
+        name: "mini", a folder with a checkpoint, or a name on the hub.
+        also: Further names that the caller knows, to be suggested when this one is mistyped.
+
+    Raises:
+        InputError: An unknown name, or a configuration that cannot be opened.
+        UnsupportedModelError: A family without an adapter.
     """
     known = (*also, *KNOWN_CHECKPOINTS)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = [] if name in known else difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     if "/" not in name and name != MINI and not Path(name).is_dir():
         here = ", ".join((MINI, *also))
@@ -109,11 +130,17 @@ def load_config(name: str, also: Iterable[str] = ()) -> Any:
     try:
         config = AutoConfig.from_pretrained(FOLDER if name == MINI else name)
     except (OSError, ValueError) as error:
-        offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = str(error).strip().splitlines()[0]
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in (
+            "1",
+            "ON",
+            "YES",
+            "TRUE",
+        ):  # what huggingface_hub takes for yes
+            hint += " HF_HUB_OFFLINE is set: unset it to download, or give a folder with the checkpoint."
         raise InputError(
             f"model must be 'mini', a folder with a checkpoint or a name on the hub, got {name!r}, which could not be "
-            f"opened{offline}: {reason}{hint}"
+            f"opened: {reason}{hint}"
         ) from error
     get_family(config.model_type)
     return config

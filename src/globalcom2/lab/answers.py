@@ -1,4 +1,4 @@
-"""Many questions about one picture: what their prompts share, the image included, is read once."""
+"""Answers to many questions about one image: what their prompts share, the image included, is read once."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from torch import Tensor
 from globalcom2.errors import InputError
 from globalcom2.hf.cache import CACHE
 from globalcom2.hf.prompt import ALIGNED
-from globalcom2.lab.comparison import chat_prompt
+from globalcom2.lab.chat import chat_prompt
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What came out."""
+    """Answers per image, and how many visual tokens each image has."""
 
     texts: list[list[str]]
-    """Nested as the questions are."""
+    """One list per image, with one answer per question."""
     placeholders: list[int]
-    """Visual tokens per picture, uncompressed."""
+    """Visual tokens per image, uncompressed."""
 
 
 @torch.inference_mode()
 def answer_questions(
     model: Any, processor: Any, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int
 ) -> Answers:
-    """Greedy answers to several questions about each of several pictures of one size.
+    """Greedy answers to several questions about each of several images of one size.
 
-    The prompt up to the end of the image and its tags is prefilled once per picture; each question then continues a copy
-    of the cache, so answers equal those of separate calls up to rounding, and the vision tower runs once per picture.
+    The prompt up to the end of the image and its tags is prefilled once per image; each question then continues a copy
+    of the cache, so answers equal those of separate calls up to rounding, and the vision tower runs once per image.
     Works inside and outside of `compress`.
 
     Args:
         model: A supported model in eval mode.
         processor: Its processor.
-        images: Pictures of one size.
-        questions: As many questions for each.
-        max_new_tokens: Longest answer.
+        images: RGB images of one size.
+        questions: For each image its questions, the same number for all.
+        max_new_tokens: Length of the longest answer.
 
     Raises:
-        InputError: Pictures of several sizes, or with different numbers of questions; questions of several lengths
-            about several pictures where the language model has recurrent layers.
+        InputError: Images of several sizes, or with different numbers of questions; questions of several lengths
+            about several images where the language model has recurrent layers; a processor or a prompt whose image tag
+            or question cannot be found in its tokens.
     """
     sizes = {image.size for image in images}
     if len(sizes) != 1 or len({len(asked) for asked in questions}) != 1 or len(images) != len(questions):
@@ -77,7 +78,7 @@ def answer_questions(
         ids, tail_mask = _padded(tails, processor.tokenizer.pad_token_id or 0, head.device)
         out = model.generate(
             input_ids=torch.cat([head, ids], 1),
-            # Padding stands between picture and question: the picture's cache serves all questions.
+            # Padding stands between image and question: the image's cache serves all questions.
             attention_mask=torch.cat([mask, tail_mask], 1),
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -90,12 +91,12 @@ def answer_questions(
 
 
 def _check_padding(config: Any, turns: list[list[list[int]]]) -> None:
-    """Padding after the picture is masked in attention, but runs through a recurrent layer's state."""
+    """Raise where questions would be padded: attention masks padding, but a recurrent layer's state takes it in."""
     recurrent = [kind for kind in getattr(config, "layer_types", None) or () if kind not in ATTENTION]
     if recurrent and any(len(set(map(len, tails))) > 1 for tails in turns):
         raise InputError(
             f"questions must have one length where the language model has recurrent layers ({recurrent[0]}), got "
-            f"several for {len(turns[0])} pictures. Ask about one picture at a time."
+            f"several for {len(turns[0])} images. Ask about one image at a time."
         )
 
 
@@ -127,6 +128,7 @@ def _heads(ids: Tensor, mask: Tensor, tails: list[list[int]]) -> tuple[Tensor, T
 
 
 def _tail(ids: list[int], tag: int) -> list[int]:
+    """The ids after the last tag of an image."""
     if tag not in ids:
         raise InputError(
             "a prompt must hold the processor's image_token, got one without it. Ask one question per call of generate "
@@ -136,6 +138,7 @@ def _tail(ids: list[int], tag: int) -> list[int]:
 
 
 def _padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows padded on the left: (batch, longest) ids and mask."""
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

@@ -1,32 +1,40 @@
 """Measures what compression saves: time to first token by phase, decoding, memory, for ratios x methods x batch sizes.
 
 All settings run interleaved in one process on the same inputs, so that a busy machine slows them alike. Inputs are
-random pixels and words: the time of a call does not depend on what a picture shows.
+random pixels and words: the time of a call does not depend on what an image shows. The phases of a call are timed inside
+that call.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from globalcom2.adapters.families import load_adapter
-from globalcom2.core.layout import Layout
 from globalcom2.core.methods import parse_method
 from globalcom2.hf.compression import compress
+from globalcom2.hf.report import Clock
 from globalcom2.lab.estimates import estimate_costs, speedup
+from globalcom2.lab.labels import FULL, is_full, label
 from globalcom2.lab.memory import PeakMemory, freed_memory_kept
+
+DERIVED = ("projection_seconds", "prefill_seconds", "decode_seconds_per_token")
+"""Differences of times. Noise can make them negative; None is reported then."""
+PHASES = {"tower": "#4c72b0", "selection": "#c44e52", "projection": "#55a868", "prefill": "#dd8452"}
+"""What a time to first token is made of, in order, with the colours of the plot."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One thing to measure."""
+class BenchSetting:
+    """One thing to measure: a method at a ratio and a batch size, or all tokens."""
 
     method: str
     retention_ratio: float
@@ -38,17 +46,21 @@ class Plan:
     """How to measure."""
 
     image: tuple[int, int] = (672, 672)
+    """(width, height) in px."""
     text_tokens: int = 40
+    """Length of a prompt without its image."""
     new_tokens: int = 16
+    """Tokens to decode after the first."""
     rounds: int = 5
+    """Measured rounds after one warm-up."""
 
 
-def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int]) -> list[Setting]:
+def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int]) -> list[BenchSetting]:
     """Every combination, the uncompressed model once per batch size and first."""
     found = []
     for batch in batch_sizes:
-        found.append(Setting("none", 1.0, batch))
-        found += [Setting(method, ratio, batch) for ratio in ratios if ratio < 1.0 for method in methods]
+        found.append(BenchSetting(FULL, 1.0, batch))
+        found += [BenchSetting(method, ratio, batch) for ratio in ratios if ratio < 1.0 for method in methods]
     return list(dict.fromkeys(found))
 
 
@@ -76,7 +88,7 @@ def random_inputs(model: Any, plan: Plan, batch: int) -> dict[str, torch.Tensor]
 
 
 def measure(
-    model: Any, settings: list[Setting], plan: Plan, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+    model: Any, settings: list[BenchSetting], plan: Plan, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> list[dict[str, Any]]:
     """Run all settings interleaved, one warm-up round discarded, after one call each for the peak of memory.
 
@@ -84,17 +96,18 @@ def measure(
 
     Args:
         model: A supported model in eval mode.
-        settings: What to measure.
-        plan: How.
+        settings: What to measure; all tokens at every batch size are among them.
+        plan: How to measure.
         progress: Wraps the rounds, for a progress bar.
 
     Returns:
         One row per setting: medians over the rounds, with `*_spread` = (max - min) / median for the time to first
-        token; `speedup` against "none" at the same batch size and what `estimate_costs` predicts for it;
-        `share_of_flops` as torch's counter has it, the masked half of attention included.
+        token; `speedup` against all tokens at the same batch size and what `estimate_costs` predicts for it;
+        `share_of_flops` as torch's counter has it, the masked half of attention included. A phase that is the
+        difference of two times (`DERIVED`) is None where noise made it negative.
     """
     inputs = {batch: random_inputs(model, plan, batch) for batch in {s.batch_size for s in settings}}
-    samples: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
+    samples: dict[BenchSetting, list[dict[str, float]]] = {setting: [] for setting in settings}
     peaks = {setting: _peak_memory(model, inputs[setting.batch_size], setting) for setting in settings}
     with freed_memory_kept():
         for number in progress(range(plan.rounds + 1)):
@@ -102,26 +115,31 @@ def measure(
                 sample = _sample(model, inputs[setting.batch_size], setting, plan)
                 if number:
                     samples[setting].append(sample)
-    rows = []
-    for setting, taken in samples.items():
-        row: dict[str, Any] = {
-            "method": setting.method,
-            "retention_ratio": setting.retention_ratio,
-            "batch_size": setting.batch_size,
-        }
-        row |= {name: statistics.median(s[name] for s in taken) for name in taken[0]}
-        times = [s["ttft_seconds"] for s in taken]
-        row["ttft_spread"] = (max(times) - min(times)) / statistics.median(times)
-        row["peak_memory_bytes"] = peaks[setting]
-        row["visual_tokens"] = int(row["visual_tokens"])
-        row["images_per_second"] = setting.batch_size / row["ttft_seconds"]
-        rows.append(row)
+    rows = [_row(setting, taken, peaks[setting]) for setting, taken in samples.items()]
     _compare(model, rows, plan)
     return rows
 
 
+def _row(setting: BenchSetting, taken: list[dict[str, float]], peak: int | None) -> dict[str, Any]:
+    """Medians over the rounds."""
+    row: dict[str, Any] = {
+        "method": setting.method,
+        "retention_ratio": setting.retention_ratio,
+        "batch_size": setting.batch_size,
+    }
+    row |= {name: statistics.median(sample[name] for sample in taken) for name in taken[0]}
+    row |= {name: None for name in DERIVED if row[name] < 0}
+    times = [sample["ttft_seconds"] for sample in taken]
+    row["ttft_spread"] = (max(times) - min(times)) / statistics.median(times)
+    row["peak_memory_bytes"] = peak
+    row["visual_tokens"] = int(row["visual_tokens"])
+    row["images_per_second"] = setting.batch_size / row["ttft_seconds"]
+    return row
+
+
 def _compare(model: Any, rows: list[dict[str, Any]], plan: Plan) -> None:
-    plain = {row["batch_size"]: row for row in rows if row["method"] == "none"}
+    """Add to every row how it compares with all tokens at its batch size, and what the closed form predicts."""
+    plain = {row["batch_size"]: row for row in rows if is_full(row)}
     ratios = [row["retention_ratio"] for row in rows]
     eager = model.config.get_text_config()._attn_implementation == "eager"
     predicted = estimate_costs(model.config, plan.image, [1.0, *ratios], text_tokens=plan.text_tokens)
@@ -136,39 +154,40 @@ def _generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> N
     model.generate(**inputs, **greedy, max_new_tokens=new_tokens)
 
 
-def _block(model: Any, setting: Setting) -> AbstractContextManager[Any]:
-    if setting.method == "none":
+def _block(model: Any, setting: BenchSetting) -> AbstractContextManager[Any]:
+    if setting.method == FULL:
         return nullcontext()
     method, options = parse_method(setting.method)
     return compress(model, setting.retention_ratio, method, **options)
 
 
-def _peak_memory(model: Any, inputs: dict[str, torch.Tensor], setting: Setting) -> int | None:
+def _peak_memory(model: Any, inputs: dict[str, torch.Tensor], setting: BenchSetting) -> int | None:
     memory = PeakMemory(model.device)
     with _block(model, setting):
         _generate(model, inputs, 1)
     return memory.bytes()
 
 
-def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: Setting, plan: Plan) -> dict[str, float]:
+def _sample(model: Any, inputs: dict[str, torch.Tensor], setting: BenchSetting, plan: Plan) -> dict[str, float]:
+    """One round of one setting: a call of one token, whose phases are timed inside it, and a longer one."""
     with _block(model, setting) as compression:
-        first = _timed(lambda: _generate(model, inputs, 1), model.device)
-        phases = dict(compression.report.seconds) if compression is not None else {}
-        visual = compression.report[0].tokens_after if compression is not None else _placeholders(model, inputs)
+        if compression is None:
+            with plain_phases(model) as clock:
+                first = _timed(lambda: _generate(model, inputs, 1), model.device)
+            phases, visual = clock.seconds(), _placeholders(model, inputs)
+            phases["projection"] = phases["features"] - phases["tower"]
+        else:
+            first = _timed(lambda: _generate(model, inputs, 1), model.device)
+            phases, visual = compression.report.seconds, compression.report[0].tokens_after
         longer = _timed(lambda: _generate(model, inputs, 1 + plan.new_tokens), model.device)
-    if compression is None:
-        layouts = _layouts(model, inputs)
-        tower = _timed(lambda: _tower(model, inputs, layouts), model.device)
-        whole = _timed(lambda: _features(model, inputs), model.device)
-        phases = {"tower": tower, "projection": max(0.0, whole - tower)}
-    tower, selection = phases["tower"], phases.get("selection", 0.0)
+    tower, selection, projection = (phases.get(name, 0.0) for name in ("tower", "selection", "projection"))
     return {
         "ttft_seconds": first,
         "tower_seconds": tower,
         "selection_seconds": selection,
-        "projection_seconds": phases.get("projection", 0.0),
-        "prefill_seconds": first - tower - selection - phases.get("projection", 0.0),
-        "decode_seconds_per_token": max(longer - first, 0.0) / plan.new_tokens,
+        "projection_seconds": projection,
+        "prefill_seconds": first - tower - selection - projection,
+        "decode_seconds_per_token": (longer - first) / plan.new_tokens,
         "visual_tokens": float(visual),
     }
 
@@ -177,21 +196,39 @@ def _placeholders(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     return int((inputs["input_ids"][0] == model.config.image_token_id).sum())
 
 
-def _layouts(model: Any, inputs: dict[str, torch.Tensor]) -> list[Layout]:
-    on_host = {**inputs, "input_ids": inputs["input_ids"].cpu()}
-    return load_adapter(model.config.model_type).layouts(model.base_model, on_host)
+@contextmanager
+def plain_phases(model: Any) -> Iterator[Clock]:
+    """Time the vision tower ("tower") and all that makes image features ("features") in calls of an unpatched model.
 
+    Args:
+        model: The model; it is as before after the block.
 
-@torch.no_grad()
-def _tower(model: Any, inputs: dict[str, torch.Tensor], layouts: list[Layout]) -> None:
-    adapter = load_adapter(model.config.model_type)
-    adapter.encode(model.base_model, adapter.encode_arguments(model.base_model, inputs), layouts)
+    Yields:
+        A clock, to be read after the call. The host does not wait for it.
+    """
+    base, clock, running = model.base_model, Clock(model.device), ExitStack()
+    features = base.get_image_features
 
+    @wraps(features)  # transformers reads the signature
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with clock.phase("features"):
+            return features(*args, **kwargs)
 
-@torch.no_grad()
-def _features(model: Any, inputs: dict[str, torch.Tensor]) -> None:
-    adapter = load_adapter(model.config.model_type)
-    model.base_model.get_image_features(**adapter.encode_arguments(model.base_model, inputs))
+    def start(*_: Any) -> None:
+        running.enter_context(clock.phase("tower"))
+
+    def stop(*_: Any) -> None:
+        running.close()
+
+    hooks = [base.vision_tower.register_forward_pre_hook(start), base.vision_tower.register_forward_hook(stop)]
+    base.get_image_features = timed
+    try:
+        yield clock
+    finally:
+        running.close()
+        del base.get_image_features
+        for hook in hooks:
+            hook.remove()
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
@@ -210,9 +247,14 @@ def _synchronize(device: torch.device) -> None:
 
 @torch.no_grad()
 def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
-    """What one tapped row costs against `output_attentions`: seconds of the vision tower on one image, three ways.
+    """Compare one tapped attention row with `output_attentions`: seconds of the vision tower on one image.
 
-    The attention implementation is restored afterwards.
+    Args:
+        model: A supported model; its attention implementation is restored afterwards.
+        plan: How to measure.
+
+    Returns:
+        Median seconds of three ways to run the tower: plain, with one row tapped, and with `output_attentions`.
     """
     from globalcom2.adapters import tap  # noqa: PLC0415
 
@@ -249,22 +291,22 @@ def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
 
 
 def draw_bench(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time to first token by phase as stacked bars, one bar per row."""
+    """Draw the time to first token by phase as stacked bars, one bar per row.
+
+    Args:
+        rows: Rows of `measure`, also of an older file; a phase without a figure has no bar.
+        path: Where to save the plot; the ending decides the format.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(7, 1.2 + 0.42 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    names = [f"{r['method']} {r['retention_ratio']:g}, batch {r['batch_size']}" for r in rows]
+    names = [f"{label(r)} {r['retention_ratio']:g}, batch {r['batch_size']}" for r in rows]
     left = [0.0] * len(rows)
-    for phase, color in (
-        ("tower", "#4c72b0"),
-        ("selection", "#c44e52"),
-        ("projection", "#55a868"),
-        ("prefill", "#dd8452"),
-    ):
-        values = [row[f"{phase}_seconds"] for row in rows]
+    for phase, color in PHASES.items():
+        values = [row[f"{phase}_seconds"] or 0.0 for row in rows]
         axis.barh(names, values, left=left, label=phase, color=color)
         left = [a + b for a, b in zip(left, values, strict=True)]
     for y, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""One question about one picture, answered with all visual tokens and with a part of them."""
+"""One question about one image, answered with all visual tokens and with a part of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from PIL import Image
 from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError
 from globalcom2.hf.compression import compress
+from globalcom2.hf.report import Report
+from globalcom2.lab.chat import chat_prompt
 from globalcom2.lab.costs import prefill_flops, tower_flops
 from globalcom2.lab.picture import draw_picture
 
@@ -24,30 +26,27 @@ class Asked:
     question: str
     retention_ratio: float = 0.1
     method: str = "globalcom2"
-    picture: Path | None = None
+    """A method, with options if you like, as `parse_method` reads it."""
+    drawing: Path | None = None
+    """Where to draw what was kept; None draws nothing."""
     max_new_tokens: int = 32
 
 
-def chat_prompt(processor: Any, question: str) -> str:
-    """A prompt with one image and a question, in the model's own chat format where its processor knows one."""
-    if getattr(processor, "chat_template", None):
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-        return str(processor.apply_chat_template([message], add_generation_prompt=True))
-    return f"USER: {getattr(processor, 'image_token', '<image>')}\n{question} ASSISTANT:"
-
-
 def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked) -> dict[str, Any]:
-    """Answer twice and measure both.
+    """Answer a question twice, with all visual tokens and with a part of them, and measure both.
 
     Args:
         model: A model of a supported family.
         processor: Its processor.
-        image: The picture.
-        asked: Question, ratio, method, and where to draw the picture of what was kept.
+        image: The image that the question is about.
+        asked: Question, ratio, method, and where to draw what was kept.
 
     Returns:
         The object that `globalcom2 ask --json` prints, without the model's name. Seconds are of the whole `generate`
         call, vision tower included, each after a warm-up of one token.
+
+    Raises:
+        InputError: The question is empty, or holds the tag that stands for the image.
     """
     tag = getattr(processor, "image_token", "<image>")
     if not asked.question.strip() or tag in asked.question:
@@ -65,9 +64,27 @@ def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked
     with compression:
         short = _answer(model, processor, inputs, asked.max_new_tokens)
     report = compression.report
+    _add_costs(model, inputs, report, full, short)
+    drawn = asked.drawing is not None and len(report) > 0
+    if drawn:
+        draw_picture(image, report[0], asked.drawing, title=_title(asked.question, full, short))
+    return {
+        "question": asked.question,
+        "retention_ratio": asked.retention_ratio,
+        "method": method,
+        "options": options,
+        "full": full,
+        "compressed": short,
+        "picture": str(asked.drawing) if drawn else None,
+    }
+
+
+def _add_costs(model: Any, inputs: Any, report: Report, full: dict[str, Any], short: dict[str, Any]) -> None:
+    """Add tokens and operations to both answers, and to the compressed one what its crops kept."""
     before = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    after = report.tokens_after if len(report) else before
-    views = report[0].layout.views if len(report) else inputs["pixel_values"].shape[1]
+    compressed = len(report) > 0  # at a ratio of 1 nothing is
+    after = report.tokens_after if compressed else before
+    views = report[0].layout.views if compressed else inputs["pixel_values"].shape[1]
     prompt = inputs["input_ids"].shape[1]
     text = model.config.get_text_config()
     tower = tower_flops(model.config.vision_config, views)
@@ -79,19 +96,8 @@ def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked
             "prefill_flops": prefill_flops(text, length),
             "tower_flops": tower,
         }
-    short["crop_ratios"] = report[0].crop_ratios if len(report) else []
+    short["crop_ratios"] = report[0].crop_ratios if compressed else []
     short["selection_seconds"] = report.seconds.get("selection", 0.0)
-    if asked.picture is not None and len(report):
-        draw_picture(image, report[0], asked.picture, title=_title(asked.question, full, short))
-    return {
-        "question": asked.question,
-        "retention_ratio": asked.retention_ratio,
-        "method": method,
-        "options": options,
-        "full": full,
-        "compressed": short,
-        "picture": str(asked.picture) if asked.picture is not None and len(report) else None,
-    }
 
 
 def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> dict[str, Any]:

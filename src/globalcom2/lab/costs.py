@@ -1,10 +1,9 @@
 """What a call costs, in closed form: floating-point operations, key-value cache, activations.
 
 Operations are those of matrix products, counted as torch's counter does: one multiply-add is two. Softmax, norms and
-activations are left out (under 1 % at these sizes); attention is counted in full, not as a causal half, which
-`masked_flops` gives. Tests compare
-every formula with `torch.utils.flop_counter.FlopCounterMode`. Configurations are transformers' own objects; nothing is
-imported here.
+activations are left out (under 1 % at these sizes). Attention is counted in full; `masked_flops` gives the half of it
+that causal kernels skip. Tests compare every formula with `torch.utils.flop_counter.FlopCounterMode`. Configurations are
+transformers' own objects; nothing is imported here.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def prefill_flops(config: Any, tokens: int) -> int:
 
 
 def masked_flops(config: Any, tokens: int) -> int:
-    """What `prefill_flops` counts, as torch's counter does, but causal kernels (sdpa, flash) skip: keys after the query."""
+    """The part of `prefill_flops` that causal kernels (sdpa, flash) skip: attention of a query to later keys."""
     heads, _, head_dim = _heads(config)
     return int(config.num_hidden_layers * 4 * heads * head_dim * (tokens * (tokens - 1) // 2))
 
@@ -43,7 +42,9 @@ def _decoder_flops(config: Any, queries: int, keys: int) -> int:
 
 
 def prefill_flops_llm_viewer(config: Any, tokens: int) -> int:
-    """The same as LLM-Viewer counts, which the paper used: element-wise work too, no logits.
+    """The language model reading `tokens` visual tokens, counted as LLM-Viewer does: element-wise work too, no logits.
+
+    The paper used LLM-Viewer.
 
     Source: LLM-Viewer (https://arxiv.org/abs/2402.16363), weights of softmax, norms and additions as inferred from its
     figures; agrees with the paper's ten TFLOPs figures within 0.06.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig
 
+from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.families import load_adapter
 from globalcom2.core.budget import check_ratio
-from globalcom2.core.layout import kept_places
+from globalcom2.core.layout import Layout, kept_places
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.lab import costs
 from globalcom2.lab.images import check_size
@@ -19,7 +21,7 @@ CONVENTIONS = ("ours", "paper")
 
 
 def named_configs() -> dict[str, Any]:
-    """Geometries that need no download: the paper's two, and two for a CPU with the same vision interface."""
+    """Configurations that need no download: LLaVA-NeXT 7B and 13B, which the paper measured, and two small ones for a CPU."""
 
     def llama(width: int, wide: int, layers: int, heads: int) -> LlamaConfig:
         return LlamaConfig(
@@ -66,7 +68,7 @@ def estimate_costs(
     text_tokens: int = 40,
     bytes_per_value: int = 2,
 ) -> list[dict[str, Any]]:
-    """One row per ratio.
+    """What one prompt with one image costs, one row per ratio.
 
     Args:
         config: A supported model's configuration.
@@ -82,63 +84,97 @@ def estimate_costs(
         Rows with the keys of `globalcom2 estimate --json`. `share_of_whole` is of tower, projector and prefill at ratio
         1; in the paper's convention the tower and the projector, which it leaves out, are added for it. `speedup` (ours
         only) is what these operations allow, less `masked_flops`, which kernels skip: eager attention does not.
+
+    Raises:
+        InputError: An unknown convention, or a ratio out of range.
     """
     if convention not in CONVENTIONS:
         raise unknown_name("convention", convention, CONVENTIONS)
-    width, height = image
-    text, vision = config.get_text_config(), config.vision_config
-    adapter = load_adapter(config.model_type)
-    layout = adapter.layout(config, height, width)
-    everything = layout.tower_tokens
-    tower = costs.tower_flops(vision, layout.views, adapter.cls_index is not None)
-    projector = costs.projector_flops(vision, text, everything)
+    ratios = [check_ratio(ratio) for ratio in ratios]
+    cost = _Cost.of(config, image)
 
     def row(ratio: float) -> dict[str, Any]:
-        if convention == "paper":
-            visual = int(ratio * everything + 0.5)
-            prefill = costs.prefill_flops_llm_viewer(text, visual)
-            cache = costs.kv_cache_bytes(text, visual)
-            return {
-                "retention_ratio": ratio,
-                "visual_tokens": visual,
-                "tower_flops": 0,
-                "projector_flops": 0,
-                "prefill_flops": prefill,
-                "total_flops": prefill,
-                "kv_cache_bytes": cache,
-                "kv_cache_mb_as_printed": paper_megabytes(cache),
-                "left_out_flops": tower + projector,
-            }
-        visual = kept_places(layout, ratio)
+        return (
+            cost.as_in_the_paper(ratio) if convention == "paper" else cost.of_call(ratio, text_tokens, bytes_per_value)
+        )
+
+    full, rows = row(1.0), [row(ratio) for ratio in ratios]
+    for made in rows:
+        made["share_of_whole"] = _whole(made) / _whole(full)
+        if convention == "ours":
+            made["speedup"] = speedup(full, made)
+    return rows
+
+
+def _whole(row: dict[str, Any]) -> int:
+    """Operations of tower, projector and prefill together."""
+    return int(row["total_flops"] + row.get("left_out_flops", 0))
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What is alike at all ratios of one image."""
+
+    text: Any
+    vision: Any
+    adapter: Adapter
+    layout: Layout
+
+    @classmethod
+    def of(cls, config: Any, image: tuple[int, int]) -> _Cost:
+        """For an image of (width, height) px."""
+        adapter = load_adapter(config.model_type)
+        return cls(config.get_text_config(), config.vision_config, adapter, adapter.layout(config, image[1], image[0]))
+
+    @property
+    def tower(self) -> int:
+        """Operations of the vision tower."""
+        return costs.tower_flops(self.vision, self.layout.views, self.adapter.cls_index is not None)
+
+    @property
+    def projector(self) -> int:
+        """Operations of the projector on all tokens of the tower."""
+        return costs.projector_flops(self.vision, self.text, self.layout.tower_tokens)
+
+    def as_in_the_paper(self, ratio: float) -> dict[str, Any]:
+        """A row of what the paper's tables count."""
+        visual = int(ratio * self.layout.tower_tokens + 0.5)
+        prefill = costs.prefill_flops_llm_viewer(self.text, visual)
+        cache = costs.kv_cache_bytes(self.text, visual)
+        return {
+            "retention_ratio": ratio,
+            "visual_tokens": visual,
+            "tower_flops": 0,
+            "projector_flops": 0,
+            "prefill_flops": prefill,
+            "total_flops": prefill,
+            "kv_cache_bytes": cache,
+            "kv_cache_mb_as_printed": paper_megabytes(cache),
+            "left_out_flops": self.tower + self.projector,
+        }
+
+    def of_call(self, ratio: float, text_tokens: int, bytes_per_value: int) -> dict[str, Any]:
+        """A row of what a call with the real prompt computes."""
+        visual = kept_places(self.layout, ratio)
         prompt = visual + text_tokens
-        prefill = costs.prefill_flops(text, prompt)
-        projection = projector
-        if ratio < 1.0 and adapter.projects_kept_only:
+        prefill = costs.prefill_flops(self.text, prompt)
+        projection = self.projector
+        if ratio < 1.0 and self.adapter.projects_kept_only:
             # Which lines keep their newline depends on content, so this is an upper bound by a few tokens.
-            projection = costs.projector_flops(vision, text, visual)
+            projection = costs.projector_flops(self.vision, self.text, visual)
         return {
             "retention_ratio": ratio,
             "visual_tokens": visual,
             "prompt_tokens": prompt,
-            "tower_flops": tower,
+            "tower_flops": self.tower,
             "projector_flops": projection,
             "prefill_flops": prefill,
-            "total_flops": tower + projection + prefill,
-            "masked_flops": costs.masked_flops(text, prompt),
-            "decode_flops": costs.decode_flops(text, prompt),
-            "kv_cache_bytes": costs.kv_cache_bytes(text, prompt, bytes_per_value),
-            "activation_bytes": costs.activation_bytes(text, prompt, bytes_per_value),
+            "total_flops": self.tower + projection + prefill,
+            "masked_flops": costs.masked_flops(self.text, prompt),
+            "decode_flops": costs.decode_flops(self.text, prompt),
+            "kv_cache_bytes": costs.kv_cache_bytes(self.text, prompt, bytes_per_value),
+            "activation_bytes": costs.activation_bytes(self.text, prompt, bytes_per_value),
         }
-
-    def whole(row: dict[str, Any]) -> int:
-        return int(row["total_flops"] + row.get("left_out_flops", 0))
-
-    full, rows = row(1.0), [row(check_ratio(ratio)) for ratio in ratios]
-    for made in rows:
-        made["share_of_whole"] = whole(made) / whole(full)
-        if convention == "ours":
-            made["speedup"] = speedup(full, made)
-    return rows
 
 
 def speedup(full: dict[str, Any], row: dict[str, Any], *, eager: bool = False) -> float:

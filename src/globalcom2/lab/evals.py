@@ -1,4 +1,4 @@
-"""How well a model answers with fewer visual tokens: methods x ratios on a set of pictures, resumable."""
+"""How well a model answers with fewer visual tokens: methods x ratios on an evaluation set. A stopped run goes on."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError
 from globalcom2.hf.compression import compress
 from globalcom2.lab.answers import answer_questions
-from globalcom2.lab.dataset import Picture, fingerprint
+from globalcom2.lab.dataset import Example, fingerprint
 from globalcom2.lab.intervals import Bootstrap, interval
+from globalcom2.lab.labels import FULL, label, percent
 
-FULL = "all tokens"
 Block = Callable[[], AbstractContextManager[Any]]
 """Enters the state in which a model answers; yields a `Compression`, or None for all tokens."""
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalSetting:
     """One way to answer: a method at a ratio, or all tokens."""
 
     method: str
@@ -42,32 +42,29 @@ class Setting:
         return f"{self.method} {self.retention_ratio:g}{options}"
 
     def block(self, model: Any) -> AbstractContextManager[Any]:
-        """The context in which the model answers so."""
+        """A context in which `model` answers in this setting; it checks the options at once."""
         if self.method == FULL:
             return nullcontext()
         return compress(model, self.retention_ratio, self.method, **self.options)
 
 
-def settings_of(methods: Iterable[str], ratios: Iterable[float]) -> list[Setting]:
+def settings_of(methods: Iterable[str], ratios: Iterable[float]) -> list[EvalSetting]:
     """All tokens once and first, then every method, as `parse_method` reads it, at every ratio below 1, largest first."""
     below = sorted({ratio for ratio in ratios if ratio < 1.0}, reverse=True)
     parsed = [parse_method(method) for method in dict.fromkeys(methods)]
-    return [Setting(FULL, 1.0), *(Setting(name, ratio, options) for ratio in below for name, options in parsed)]
-
-
-def label(row: dict[str, Any]) -> str:
-    """A row's method with its options, for tables and plots."""
-    options = ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items())
-    return f"{row['method']}, {options}" if options else str(row["method"])
+    return [EvalSetting(FULL, 1.0), *(EvalSetting(name, ratio, options) for ratio in below for name, options in parsed)]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one picture's questions were answered."""
+    """How the questions of one example were answered in one setting; a line of the journal."""
 
     setting: str
+    """`EvalSetting.name`."""
     picture: int
+    """`Example.number`."""
     right: list[bool]
+    """One entry per question."""
     visual_tokens: int
     seconds: float
 
@@ -109,56 +106,64 @@ class Journal:
                 file.write("\n")
 
     def add(self, outcomes: list[Outcome]) -> None:
-        """Keep what was finished."""
+        """Keep outcomes, in memory and on disk."""
         self.found |= {(outcome.setting, outcome.picture): outcome for outcome in outcomes}
         if self.path is not None:
             with self.path.open("a") as file:
                 file.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
 
 
-def batches(pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
-    """Pictures of one size together, so that no prompt is padded."""
-    groups: dict[tuple[tuple[int, int], int], list[Picture]] = {}
-    for picture in pictures:
-        groups.setdefault((picture.size, len(picture.questions)), []).append(picture)
+def batches(examples: list[Example], size: int) -> Iterator[list[Example]]:
+    """Groups of at most `size` examples whose images have one size, so that no prompt is padded."""
+    groups: dict[tuple[tuple[int, int], int], list[Example]] = {}
+    for example in examples:
+        groups.setdefault((example.size, len(example.questions)), []).append(example)
     for group in groups.values():
         for first in range(0, len(group), size):
             yield group[first : first + size]
 
 
-def answer_pictures(model: Any, processor: Any, block: Block, name: str, pictures: list[Picture]) -> list[Outcome]:
-    """Ask one batch of pictures of one size in one setting."""
-    longest = max(len(processor.tokenizer(q.answer).input_ids) for picture in pictures for q in picture.questions)
+def answer_examples(model: Any, processor: Any, block: Block, name: str, examples: list[Example]) -> list[Outcome]:
+    """Ask the questions of one batch of examples, whose images have one size, in one setting.
+
+    Args:
+        model: A supported model in eval mode.
+        processor: Its processor.
+        block: Enters the setting.
+        name: What the outcomes call the setting.
+        examples: One of `batches`.
+    """
+    longest = max(len(processor.tokenizer(q.answer).input_ids) for example in examples for q in example.questions)
     start = time.perf_counter()
     with block() as compression:
         answers = answer_questions(
             model,
             processor,
-            [picture.image for picture in pictures],
-            [[question.text for question in picture.questions] for picture in pictures],
+            [example.image for example in examples],
+            [[question.text for question in example.questions] for example in examples],
             longest + 2,
         )
-    seconds = (time.perf_counter() - start) / len(pictures)
+    seconds = (time.perf_counter() - start) / len(examples)
     kept = answers.placeholders
     if compression is not None and len(compression.report):
         kept = [image.tokens_after for image in compression.report]
     return [
         Outcome(
             name,
-            picture.number,
-            [text.lower() == q.answer for text, q in zip(texts, picture.questions, strict=True)],
+            example.number,
+            [text.lower() == q.answer for text, q in zip(texts, example.questions, strict=True)],
             tokens,
             seconds,
         )
-        for picture, texts, tokens in zip(pictures, answers.texts, kept, strict=True)
+        for example, texts, tokens in zip(examples, answers.texts, kept, strict=True)
     ]
 
 
 def evaluate(
     model: Any,
     processor: Any,
-    pictures: list[Picture],
-    settings: list[Setting],
+    examples: list[Example],
+    settings: list[EvalSetting],
     *,
     batch_size: int = 16,
     journal: Journal | None = None,
@@ -169,41 +174,48 @@ def evaluate(
     Args:
         model: A supported model in eval mode.
         processor: Its processor.
-        pictures: The set.
+        examples: The evaluation set.
         settings: What to try; the first is what the others are relative to.
-        batch_size: Pictures per batch.
+        batch_size: Images per batch.
         journal: Where outcomes are kept and taken from.
-        progress: Told how many pictures are finished, as they are.
+        progress: Called with the number of examples that were just finished.
 
     Returns:
         One row per setting, see `summarize`.
+
+    Raises:
+        InputError: A setting has a wrong option, before anything is answered.
     """
     journal = journal or Journal(None, {})
     for setting in settings:  # a wrong option is told before hours of work
         setting.block(model)
     for setting in settings:
-        for batch in batches(pictures, batch_size):
-            if any((setting.name, picture.number) not in journal.found for picture in batch):
-                journal.add(answer_pictures(model, processor, partial(setting.block, model), setting.name, batch))
+        for batch in batches(examples, batch_size):
+            if any((setting.name, example.number) not in journal.found for example in batch):
+                journal.add(answer_examples(model, processor, partial(setting.block, model), setting.name, batch))
             progress(len(batch))
     runs = [
-        (asdict(setting), [journal.found[setting.name, picture.number] for picture in pictures]) for setting in settings
+        (asdict(setting), [journal.found[setting.name, example.number] for example in examples]) for setting in settings
     ]
-    return summarize(pictures, runs)
+    return summarize(examples, runs)
 
 
-def summarize(pictures: list[Picture], runs: list[tuple[dict[str, Any], list[Outcome]]]) -> list[dict[str, Any]]:
-    """Rows with accuracy, per kind too, relative to the first run, each with a 95 % interval over pictures.
+def summarize(examples: list[Example], runs: list[tuple[dict[str, Any], list[Outcome]]]) -> list[dict[str, Any]]:
+    """Rows with accuracy, per kind too, relative to the first run, each with a 95 % interval over images.
+
+    Args:
+        examples: The evaluation set.
+        runs: What describes a run, and its outcomes in the set's order.
 
     Returns:
         Per run what describes it and: questions, accuracy, interval, relative and relative_interval (None where the
-        first run got nothing right), visual_tokens (mean per picture, newlines included), kinds and kind_intervals,
+        first run got nothing right), visual_tokens (mean per image, newlines included), kinds and kind_intervals,
         seconds_per_picture, and `right`, one 0 or 1 per question in the set's order, from which everything else can be
         computed again.
     """
-    kinds = np.array([question.kind for picture in pictures for question in picture.questions])
-    owner = np.repeat(np.arange(len(pictures)), [len(picture.questions) for picture in pictures])
-    bootstrap = Bootstrap(owner)
+    kinds = np.array([question.kind for example in examples for question in example.questions])
+    names = list(dict.fromkeys(kinds.tolist()))
+    bootstrap = Bootstrap(np.repeat(np.arange(len(examples)), [len(example.questions) for example in examples]))
     rows: list[dict[str, Any]] = []
     full = np.zeros(0)
     for described, outcomes in runs:
@@ -211,7 +223,6 @@ def summarize(pictures: list[Picture], runs: list[tuple[dict[str, Any], list[Out
         drawn = bootstrap.accuracies(right)
         full = drawn if not rows else full
         accuracy = float(right.mean())
-        names = list(dict.fromkeys(kinds.tolist()))
         rows.append(
             {
                 **described,
@@ -238,7 +249,7 @@ def _relative(
     return {"relative": accuracy / reference, "relative_interval": interval(drawn[possible] / full[possible])}
 
 
-def journal_header(model: Any, pictures: list[Picture], version: str) -> dict[str, Any]:
+def journal_header(model: Any, examples: list[Example], version: str) -> dict[str, Any]:
     """What outcomes depend on besides their setting: weights and how they compute, the set, our version."""
     digest = hashlib.sha256()
     for name, weights in model.named_parameters():
@@ -247,18 +258,13 @@ def journal_header(model: Any, pictures: list[Picture], version: str) -> dict[st
     return {
         "weights": digest.hexdigest()[:16],
         "attention": str(model.config._attn_implementation),
-        "set": fingerprint(pictures),
+        "set": fingerprint(examples),
         "globalcom2": version,
     }
 
 
-def percent(share: float | None) -> str:
-    """A share as text; a dash for an unknown one."""
-    return "-" if share is None else f"{share:.1%}"
-
-
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The table of README and model card."""
+    """Rows of `evaluate` as the Markdown table of README and model card."""
     kinds = list(rows[0]["kinds"])
     lines = [
         "| method | ratio | visual tokens | " + " | ".join(kinds) + " | all | of all tokens' |",

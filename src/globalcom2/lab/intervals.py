@@ -1,4 +1,4 @@
-"""Accuracies with bootstrap intervals. Pictures are drawn, not questions: those about one picture fail together."""
+"""Accuracies with bootstrap intervals. Images are drawn, not questions, as questions about one image fail together."""
 
 from __future__ import annotations
 
@@ -16,26 +16,36 @@ class Bootstrap:
     """One set of resamples, used for every run, so that runs are compared on the same draws.
 
     Args:
-        pictures: Which picture each question is about, int (questions,), from 0.
+        images: Which image each question is about, int (questions,), counted from 0.
+        resamples: How many times the set is drawn.
+        seed: Of the draws.
     """
 
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     resamples: int = RESAMPLES
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Draw how often each resample takes each picture, (resamples, pictures)."""
-        count = int(self.pictures.max()) + 1
+        """Draw how often each resample takes each image, (resamples, images)."""
+        count = int(self.images.max()) + 1
         weights = np.random.default_rng(self.seed).multinomial(count, np.full(count, 1 / count), self.resamples)
         object.__setattr__(self, "_weights", weights.astype(np.float64))
 
     def accuracies(self, right: NDArray[np.bool_], among: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-        """The accuracy in every resample, (resamples,), over the questions `among`; NaN where none was drawn."""
+        """The accuracy in every resample.
+
+        Args:
+            right: Whether each question was answered rightly, (questions,).
+            among: Which questions count, (questions,). Default: all.
+
+        Returns:
+            (resamples,), NaN where no question that counts was drawn.
+        """
         among = np.ones(len(right), bool) if among is None else among
         weights: NDArray[np.float64] = self._weights  # type: ignore[attr-defined]
         count = weights.shape[1]
-        hits = np.bincount(self.pictures[among], right[among].astype(np.float64), count)
-        asked = np.bincount(self.pictures[among], minlength=count)
+        hits = np.bincount(self.images[among], right[among].astype(np.float64), count)
+        asked = np.bincount(self.images[among], minlength=count)
         with np.errstate(invalid="ignore"):
             drawn: NDArray[np.float64] = (weights @ hits) / (weights @ asked)
         return drawn

@@ -1,4 +1,4 @@
-"""What figures were measured on, for every result file."""
+"""Describes the machine and the versions that figures were measured with, for every result file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def processor_name() -> str:
 
 
 def commit() -> str | None:
-    """Of the checkout that this package is imported from, with "-dirty" if files differ from it; else None."""
+    """The commit of the checkout that this package is imported from, with "-dirty" if files differ; None outside of one."""
     if not (PACKAGE.parent.parent / ".git").exists():  # not one that merely holds the environment
         return None
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--exclude", "*"]

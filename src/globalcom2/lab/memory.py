@@ -47,10 +47,10 @@ USUAL = {MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20, MMAP_MAX: 65536
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Freed memory stays with the process in the block, as a tuned allocator does in a server (CUDA's does anyway).
+    """Inside the block, memory that is freed stays with the process, as with a server's tuned allocator or on CUDA.
 
     Otherwise glibc gives large blocks back, and the system clears every page anew for the next one: a sixth of a small
-    tower's time, which hides what it is that a call computes. Does nothing where the C library is another one.
+    tower's time, which hides how long a call computes. Does nothing where the C library is not glibc.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "mallopt"):

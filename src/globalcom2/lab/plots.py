@@ -9,13 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from globalcom2.lab.evals import label
+from globalcom2.lab.labels import label
 
 COLORS = ("#c44e52", "#4c72b0", "#8c8c8c", "#55a868", "#dd8452", "#8172b3")
 
 
 def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against visual tokens, one line per method with its 95 % band: all questions, and every kind of its own."""
+    """Draw accuracy against visual tokens, one line per method with its 95 % band.
+
+    The first panel shows all questions, the others one kind of question each.
+
+    Args:
+        rows: Rows of `evals.evaluate`, the uncompressed run first.
+        path: Where to save the plot; the ending decides the format.
+    """
     kinds = list(rows[0]["kinds"])
     counts = sorted({round(row["visual_tokens"]) for row in rows})
     # The counts that were measured, as far as they do not crowd each other.
@@ -34,12 +41,17 @@ def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
         axis.minorticks_off()
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.set_title(kind or "all questions", fontsize=10)
-        axis.set_xlabel("visual tokens per picture", fontsize=8)
+        axis.set_xlabel("visual tokens per image", fontsize=8)
     _finish(figure, axes, path)
 
 
 def draw_analysis(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy, one bar per condition with its 95 % interval."""
+    """Draw accuracy, one bar per condition with its 95 % interval.
+
+    Args:
+        rows: Rows of `analysis.analyze_views`.
+        path: Where to save the plot; the ending decides the format.
+    """
     figure = Figure(figsize=(7, 0.8 + 0.45 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()

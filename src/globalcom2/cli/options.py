@@ -1,0 +1,140 @@
+"""Options that several commands take: one definition each, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from globalcom2.core.budget import check_ratio
+from globalcom2.core.methods import parse_method
+from globalcom2.errors import InputError
+
+_RETENTION = ("--retention", "--retention-ratio")
+Retention = Annotated[
+    list[str] | None,
+    typer.Option(
+        *_RETENTION,
+        metavar="RATIO",
+        help="Fraction of the visual tokens to keep, in (0, 1]. Default: 0.1.",
+        show_default=False,
+    ),
+]
+"""One ratio; a list only so that a second one is refused instead of replacing the first."""
+Retentions = Annotated[
+    list[str] | None,
+    typer.Option(
+        *_RETENTION,
+        metavar="RATIOS",
+        help="Fractions of the visual tokens to keep: 0.5,0.25,0.1, or one per flag.",
+        show_default=False,
+    ),
+]
+Method = Annotated[str, typer.Option(help="Selector, with options if you like: globalcom2:alpha=0.3.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="METHODS",
+        help="Selectors, with options if you like: uniform,globalcom2:alpha=0.3, or one per flag.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str, typer.Option(help="'mini', a folder with a checkpoint, or a name on the hub.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Attention = Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TextTokens = Annotated[int, typer.Option(min=0, help="Length of the prompt without its image.")]
+Dataset = Annotated[
+    Path | None, typer.Option(help="Parquet file. Default: the set that ships with the package.", show_default=False)
+]
+Pictures = Annotated[
+    int | None, typer.Option(min=2, help="Only the set's first images. Default: all.", show_default=False)
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw a plot into this file (png, jpg, pdf, svg).", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the result that --out already holds.")]
+
+
+def read_ratio(texts: Sequence[str] | None, default: float = 0.1) -> float:
+    """The one ratio that `--retention` gives.
+
+    Raises:
+        InputError: Not a ratio, or several.
+    """
+    ratios = read_ratios(texts, [default])
+    if len(ratios) != 1:
+        raise InputError(f"--retention must be one ratio here, got {len(ratios)}. `globalcom2 eval` compares several.")
+    return ratios[0]
+
+
+def read_ratios(texts: Sequence[str] | None, default: Sequence[float]) -> list[float]:
+    """The ratios that `--retention` gives, each flag with one or several between commas.
+
+    Raises:
+        InputError: Not a ratio; a percentage is recognised and the message names the ratio meant.
+    """
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    return [_ratio(part) for part in parts] if parts else list(default)
+
+
+def _ratio(text: str) -> float:
+    percent = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", text)
+    if percent:
+        meant = float(percent[1]) / 100
+        cure = f" Did you mean {meant:g}?" if 0 < meant <= 1 else ""
+        raise InputError(f"--retention must be a fraction in (0, 1], got the percentage {text!r}.{cure}")
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"--retention must be a number in (0, 1], got {text!r}. Write 0.1 for a tenth.") from None
+    return check_ratio(value)
+
+
+def read_methods(texts: Sequence[str] | None, default: Sequence[str]) -> list[str]:
+    """The methods that `--method` gives, each flag with one or several between commas, every name checked.
+
+    A comma also parts the options of a method. A new method starts where a part has a colon or no equals sign:
+    "uniform,globalcom2:alpha=0.3,newlines=none" are two.
+
+    Raises:
+        InputError: An unknown method, or an option that cannot be read.
+    """
+    methods: list[str] = []
+    for text in texts or ():
+        for number, part in enumerate(text.split(",")):
+            starts = number == 0 or ":" in part.partition("=")[0] or "=" not in part
+            if starts:
+                methods.append(part.strip())
+            else:
+                methods[-1] += f",{part}"
+    methods = methods or list(default)
+    for method in methods:
+        parse_method(method)
+    return methods
+
+
+def check_drawing(flag: str, path: Path | None) -> None:
+    """Raise `InputError` unless `path` is None or a file that can be drawn into."""
+    _check_file(flag, path, (".png", ".pdf", ".svg", ".jpg"))
+
+
+def check_result(path: Path | None, force: bool) -> None:
+    """Raise `InputError` for an `--out` that cannot be written, or that would replace a result without `--force`."""
+    _check_file("--out", path, (".json",))
+    if path is not None and path.exists() and not force:
+        raise InputError(
+            f"--out must be a new file, got {str(path)!r}, which holds a result. Choose another name, or add --force to "
+            "overwrite it."
+        )
+
+
+def _check_file(flag: str, path: Path | None, endings: tuple[str, ...]) -> None:
+    if path is not None and (path.suffix.lower() not in endings or not path.resolve().parent.is_dir()):
+        listed = " or ".join([", ".join(endings[:-1]), endings[-1]] if endings[1:] else endings)
+        raise InputError(f"{flag} must be a {listed} file in an existing folder, got {str(path)!r}.")

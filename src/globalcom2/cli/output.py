@@ -1,0 +1,99 @@
+"""What several commands print: notes on stderr, results on stdout, and the tables of evaluations."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+notes = Console(stderr=True)
+"""Progress and remarks; stdout is for results."""
+
+
+def measured_with(network: Any) -> dict[str, Any]:
+    """The command, a model's number format, and the machine, for a result."""
+    from globalcom2.lab.machine import machine  # noqa: PLC0415
+
+    command = shlex.join(["globalcom2", *sys.argv[1:]])
+    return {"command": command, "dtype": str(network.dtype).removeprefix("torch."), **machine(network.device)}
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=notes)
+
+
+def print_list(name: str, rows: list[dict[str, str]], as_json: bool) -> None:
+    """Print rows of texts, each as a heading with its other texts below, or as a JSON object with the one key `name`.
+
+    A table would be too wide: texts are sentences, and 80 columns are usual.
+    """
+    if as_json:
+        typer.echo(json.dumps({name: rows}))
+        return
+    console = Console(highlight=False)
+    for row in rows:
+        (_, heading), *others = row.items()
+        console.print(heading, style="bold")
+        below = Table.grid(padding=(0, 2, 0, 0))
+        below.add_column(min_width=max(map(len, row)) + 2)
+        below.add_column(overflow="fold")
+        for column, text in others:
+            below.add_row(f"  {column}", text)
+        console.print(below)
+
+
+def finish(result: dict[str, Any], out: Path | None, as_json: bool, journal: Path | None = None) -> None:
+    """Write a result into `out` and print it, each if wanted; the journal is no longer needed then."""
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        if journal is not None:
+            journal.unlink(missing_ok=True)
+        notes.print(f"Result: {out}")
+    if as_json:
+        typer.echo(json.dumps(result))
+
+
+def print_runs(result: dict[str, Any], heads: Sequence[str], cells: Callable[[dict[str, Any]], list[str]]) -> None:
+    """Print the runs of an evaluation: accuracy with its interval, and accuracy per kind of question.
+
+    Args:
+        result: What `eval` or `analyze` found.
+        heads: Names of the columns that say what a run is.
+        cells: A run's texts in these columns.
+    """
+    from globalcom2.lab.labels import percent  # noqa: PLC0415
+
+    rows, console = result["runs"], Console()
+    title = f"{result['model']} on {result['dataset']}: {result['pictures']} images, {rows[0]['questions']} questions"
+    console.print(title, style="bold", highlight=False)
+    kinds = list(rows[0]["kinds"])
+    whole, by_kind = _table(heads, ["tokens", "accuracy", "95 % interval", "of full"]), _table(heads, kinds)
+    for row in rows:
+        low, high = row["interval"]
+        figures = (f"{row['visual_tokens']:.0f}", percent(row["accuracy"]), f"{percent(low)} to {percent(high)}")
+        whole.add_row(*cells(row), *figures, percent(row["relative"]))
+        by_kind.add_row(*cells(row), *(f"{100 * row['kinds'][kind]:.1f}" for kind in kinds))
+    console.print(whole)
+    console.print("Accuracy per kind of question, %", highlight=False)
+    console.print(by_kind)
+    console.print("Tokens per image, newlines included; intervals over images.")
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in left:
+        table.add_column(column, overflow="fold")
+    for column in right:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,175 @@
+"""Options that several commands share are read alike everywhere."""
+
+import inspect
+import json
+
+import pytest
+
+from command import call
+from globalcom2 import InputError
+from globalcom2.cli import analyze, ask, bench, estimate, eval, options, serve
+from globalcom2.cli.app import app
+from globalcom2.hf.loading import load_config, load_model
+
+COMMANDS = ("ask", "eval", "analyze", "bench", "estimate", "models", "methods", "serve")
+WITH_RATIO = ("ask", "eval", "bench", "estimate", "serve")
+
+
+def test_every_command_stands_in_a_file_of_its_name():
+    found = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}
+    assert tuple(found) == COMMANDS
+    for name, function in found.items():
+        assert function.__module__ == f"globalcom2.cli.{name}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(capsys, command):
+    code, out, err = call(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert ("--retention" in out) == ("--retention-ratio" in out) == (command in WITH_RATIO)
+
+
+@pytest.mark.parametrize("command", WITH_RATIO)
+@pytest.mark.parametrize("flag", ["--retention", "--retention-ratio"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10%", "got the percentage '10%'. Did you mean 0.1?"),
+        ("7.5 %", "Did you mean 0.075?"),
+        ("25", "Did you mean 0.25?"),
+        ("a tenth", "must be a number in (0, 1], got 'a tenth'"),
+        ("0", "must be in (0, 1], got 0"),
+        ("nan", "must be in (0, 1], got nan"),
+        ("0.5,", "must be a number in (0, 1], got ''"),
+    ],
+)
+def test_what_is_no_ratio_is_refused_in_every_command(capsys, command, flag, text, message):
+    code, out, err = call(capsys, command, *(["mini"] if command == "serve" else []), flag, text)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize("command", ["ask", "serve"])
+@pytest.mark.parametrize("flags", [["--retention", "0.5,0.1"], ["--retention", "0.5", "--retention-ratio", "0.1"]])
+def test_a_second_ratio_is_not_dropped_where_one_is_wanted(capsys, command, flags):
+    code, _, err = call(capsys, command, *(["mini"] if command == "serve" else []), *flags)
+    assert code == 2
+    assert "must be one ratio here, got 2" in err
+
+
+def test_lists_of_ratios(capsys):
+    lists = (["--retention", "1,0.25, 0.1"], ["--retention-ratio", "1", "--retention", "0.25,0.1"])
+    for flags in lists:
+        code, out, err = call(capsys, "estimate", "--model", "mini", "--json", *flags)
+        assert code == 0, err
+        assert [row["retention_ratio"] for row in json.loads(out)["rows"]] == [1.0, 0.25, 0.1]
+    assert options.read_ratios(None, (0.5,)) == [0.5]
+    assert options.read_ratio(None) == 0.1
+
+
+def test_lists_of_methods():
+    texts = ["uniform,globalcom2:alpha=0.3,newlines=none,random", "globalcom2:layer=-1,uniform:newlines=all"]
+    expected = [
+        "uniform",
+        "globalcom2:alpha=0.3,newlines=none",
+        "random",
+        "globalcom2:layer=-1",
+        "uniform:newlines=all",
+    ]
+    assert options.read_methods(texts, []) == expected
+    assert options.read_methods(None, ["random"]) == ["random"]
+    for text, message in (
+        ("uniform,globlcom2", "Did you mean 'globalcom2'"),
+        ("globalcom2:alpha", "must be NAME=VALUE, got 'alpha'"),
+        ("globalcom2:alpha=0.3,newlines", "method must be one of .*got 'newlines'"),
+        ("alpha=0.3", "method must be one of"),
+    ):
+        with pytest.raises(InputError, match=message):
+            options.read_methods([text], [])
+
+
+def test_shared_options_have_one_definition():
+    commands = [m.__dict__[n] for m, n in ((ask, "ask"), (eval, "evaluate"), (analyze, "analyze"), (bench, "bench"),
+                                           (estimate, "estimate"), (serve, "serve"))]  # fmt: skip
+    shared = {"as_json", "debug", "dtype", "device", "attn", "dataset", "pictures", "force", "plot", "text_tokens"}
+    for name in shared:
+        texts = {
+            str(inspect.signature(c).parameters[name].annotation)
+            for c in commands
+            if name in inspect.signature(c).parameters
+        }
+        assert len(texts) == 1, name
+
+
+def test_a_finished_result_is_overwritten_by_force_alone(capsys, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("{}")
+    for command in ("eval", "analyze"):
+        code, _, err = call(capsys, command, "--out", str(path))
+        assert code == 2
+        assert "which holds a result" in err
+        assert "--force" in err
+        assert path.read_text() == "{}"
+    few = ["--pictures", "2", "--retention", "0.1", "--method", "uniform"]
+    code, _, err = call(capsys, "eval", "--out", str(path), "--force", *few)
+    assert code == 0, err
+    assert len(json.loads(path.read_text())["runs"]) == 2
+
+
+def test_ask_says_what_to_do_with_an_address(capsys):
+    code, _, err = call(capsys, "ask", "https://example.com/a.png", "what?")
+    assert code == 2
+    assert "got the address 'https://example.com/a.png'. Download it first" in err
+
+
+@pytest.mark.parametrize("command", ["ask", "eval", "analyze", "bench"])
+def test_drawings_are_checked_before_anything_runs(capsys, command):
+    flag = "--picture" if command == "ask" else "--plot"
+    code, _, err = call(capsys, command, flag, "nowhere/kept.png")
+    assert code == 2
+    assert f"{flag} must be a .png, .pdf, .svg or .jpg file in an existing folder" in err
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_other_devices_are_refused_by_us(device):
+    with pytest.raises(InputError, match=f"device must be auto, cpu, cuda or cuda:N, got '{device}'.*use cpu"):
+        load_model("mini", device=device)
+
+
+def test_a_cuda_device_that_is_not_there():
+    with pytest.raises(InputError, match="device must be available, got 'cuda:99' on a machine with"):
+        load_model("mini", device="cuda:99")
+
+
+def test_a_hub_name_that_is_right_is_not_suggested(monkeypatch):
+    from transformers import AutoConfig
+
+    def offline(name):
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set: unset it") as raised:
+        load_config("llava-hf/llava-v1.6-vicuna-7b-hf")
+    assert "Did you mean" not in str(raised.value)
+    with pytest.raises(InputError, match=r"Did you mean 'llava-hf/llava-v1.6-vicuna-7b-hf'"):
+        load_config("llava-hf/llava-v1.6-vicuna-7b")
+
+
+def test_the_estimate_of_a_small_model_shows_digits(capsys):
+    code, out, _ = call(capsys, "estimate", "--model", "mini", "--retention", "1,0.1")
+    assert code == 0
+    assert "GFLOPs" in out.splitlines()[0]
+    figures = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["0.1"])]
+    assert len(figures) == 2
+    assert all(float(row[2]) > 0.1 and float(row[-1]) > 0.1 for row in figures)
+    assert "TFLOPs" in call(capsys, "estimate")[1].splitlines()[0]
+
+
+def test_lists_part_no_address_on_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = call(capsys, "methods")[1]
+    assert "https://arxiv.org/abs/2501.05179" in out.split()
+    out += call(capsys, "models")[1]
+    assert "llava_next" in out.split()
+    assert max(map(len, out.splitlines())) <= 80
