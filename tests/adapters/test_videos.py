@@ -9,6 +9,7 @@ import torch
 
 from families import llava
 from globalcom2 import InputError, Views, compress, draw_picture, select
+from globalcom2.adapters.families import load_adapter
 from globalcom2.adapters.videos import unlikeness
 from globalcom2.core.layout import kept_places
 from independent import cut_call, reports_keep
@@ -229,7 +230,7 @@ def test_scores_of_pooled_tokens_are_means_of_their_patches():
     """A patch that all others attend to shows up at its pooled place in its frame, and nowhere else."""
     for builder in BUILDERS:
         tiny = built(builder)
-        adapter, base = compress(tiny.model, 0.2, score="logits").videos, tiny.model.base_model
+        adapter, base = load_adapter(tiny.model.config.model_type).videos(), tiny.model.base_model
         rows = torch.zeros(2, 36 + (adapter.cls_index is not None))
         rows[1, -36:][6 * 2 + 5] = 4.0  # of 6 x 6 patches, row 2 and column 5
         scores = adapter.scores(base, rows)
