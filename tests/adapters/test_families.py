@@ -157,7 +157,7 @@ def test_many_questions_about_one_picture(family, monkeypatch):
         return
     with compress(family.model, 0.3):
         if family.model.config.model_type in ("lfm2_vl", "minicpmv4_6"):  # padding would run through recurrent layers
-            with pytest.raises(InputError, match="Ask about one picture at a time"):
+            with pytest.raises(InputError, match="Ask about one image at a time"):
                 answers.answer_questions(*arguments)
             alone = [
                 answers.answer_questions(*arguments[:2], [i], [q], 4) for i, q in zip(images, questions, strict=True)
