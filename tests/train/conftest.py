@@ -5,7 +5,11 @@ import importlib.util
 import pytest
 
 HAS_TRL = importlib.util.find_spec("trl") is not None
-collect_ignore = [] if HAS_TRL else ["test_train_policy.py", "test_train_supervised.py", "test_train_packed.py"]
+collect_ignore = (
+    []
+    if HAS_TRL
+    else ["test_train_policy.py", "test_train_supervised.py", "test_train_packed.py", "test_train_docs.py"]
+)
 if not HAS_TRL or importlib.util.find_spec("peft") is None:
     collect_ignore.append("test_train_peft.py")
 

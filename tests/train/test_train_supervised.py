@@ -95,6 +95,26 @@ def test_labels_on_images_change_nothing(family, tmp_path):
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def test_a_label_on_the_first_place(family, tmp_path):
+    """Nothing predicts a row's first token, on the right of padding that only the short prompt has neither."""
+    inputs, _ = recipes.batch(family)
+    order = torch.argsort(1 - inputs["attention_mask"], dim=1, stable=True)  # all padding on the right, as trl lays it
+    for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            inputs[name] = inputs[name].gather(1, order)
+    text = recipes.text_labels(family.model, inputs)
+    first = text.clone()
+    first[:, 0] = inputs["input_ids"][:, 0]
+    losses = []
+    for given in (first, text):
+        model = recipes.fresh(family)
+        with compress(model, 0.25) as compression, torch.no_grad():
+            losses.append(model(**inputs, labels=given).loss.item())
+    with torch.no_grad():
+        expected = recipes.loss_by_hand(family.model, inputs, reports_keep(compression), text).item()
+    assert losses == pytest.approx([expected, expected], rel=1e-4)
+
+
 def test_gradient_accumulation(llava_chat, tmp_path):
     """Two halves of a batch, one row each, accumulate to the loss of all their labels."""
     model = recipes.fresh(llava_chat)
