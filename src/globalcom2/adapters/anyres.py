@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from globalcom2.adapters.base import Adapter, layer_of
+from globalcom2.adapters.base import Adapter
+from globalcom2.adapters.layers import layer_of
 from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError, UnsupportedModelError
 

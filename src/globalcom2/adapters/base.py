@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from globalcom2.adapters.layers import deepest_layer
 from globalcom2.core.layout import Layout
-from globalcom2.errors import InputError, UnsupportedModelError
+from globalcom2.errors import UnsupportedModelError
 
 
 def stretches(prompt: Tensor, token: int) -> Iterator[tuple[bool, Tensor]]:
@@ -31,29 +32,6 @@ def stretches(prompt: Tensor, token: int) -> Iterator[tuple[bool, Tensor]]:
     """
     kinds, lengths = torch.unique_consecutive(prompt == token, return_counts=True)
     return zip(kinds.tolist(), prompt.split(lengths.tolist()), strict=True)
-
-
-def layer_of(layers: Sequence[nn.Module], layer: int) -> nn.Module:
-    """`layers[layer]`; a negative `layer` counts from the end.
-
-    Raises:
-        InputError: There is no such layer.
-    """
-    if not -len(layers) <= layer < len(layers):
-        raise InputError(f"layer must be in [{-len(layers)}, {len(layers) - 1}] for this vision tower, got {layer}.")
-    return layers[layer]
-
-
-def deepest_layer(states: int | Sequence[int], count: int) -> int:
-    """The layer, counted from the end (-1 is the last), whose output is the deepest of some hidden states.
-
-    Args:
-        states: Indices of transformers' `hidden_states`, of which the first is the embeddings; negative ones count from
-            the end.
-        count: Layers of the tower.
-    """
-    states = [states] if isinstance(states, int) else states
-    return max(state if state < 0 else state - count - 1 for state in states)
 
 
 def repeat_rows(features: Tensor | Sequence[Tensor], counts: list[int], times: int) -> Tensor | list[Tensor]:

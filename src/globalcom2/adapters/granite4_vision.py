@@ -14,7 +14,8 @@ from transformers.models.granite4_vision.modeling_granite4_vision import (
 )
 
 from globalcom2.adapters.anyres import AnyresAdapter, AnyresLayout, layout_of, packing_of
-from globalcom2.adapters.base import deepest_layer, gather, repeat_rows
+from globalcom2.adapters.base import gather, repeat_rows
+from globalcom2.adapters.layers import deepest_layer
 from globalcom2.core.layout import Layout
 from globalcom2.errors import UnsupportedModelError
 

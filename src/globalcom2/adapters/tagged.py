@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from globalcom2.adapters.base import Adapter, gather, layer_of, stretches
+from globalcom2.adapters.base import Adapter, gather, stretches
+from globalcom2.adapters.layers import layer_of
 from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import InputError, UnsupportedModelError
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from globalcom2.adapters.base import gather
 from globalcom2.core.groups import Group
 from globalcom2.core.layout import Layout
 from globalcom2.core.ranking import Merge
@@ -48,7 +49,7 @@ def kept_features(base: Any, encoded: Encoded, groups: list[Group], places: list
         merges[i].at(layout.slots).added(run) if i in merges else run
         for i, (run, layout) in enumerate(zip(everything.split(visuals.lengths), layouts, strict=True))
     ]
-    return torch.cat([run[kept.to(run.device, non_blocking=True)] for run, kept in zip(runs, places, strict=True)])
+    return gather(runs, places)
 
 
 def _nth(keep: Keep, n: int) -> Keep:
