@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-vllm-slow test-train lint train-mini bench clean
+.PHONY: help setup demo test test-vllm test-vllm-slow test-train test-versions lint train-mini bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ test-train: .venv-train/.installed  ## run the tests with trl's, transformers' a
 .venv-train/.installed: pyproject.toml constraints.txt tests/train/environment.py
 	$(PYTHON) tests/train/environment.py .venv-train
 	touch $@
+
+test-versions: $(STAMP)  ## run the tests with several versions of transformers; writes docs/transformers-versions.md
+	$(BIN)/python tests/versions.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
