@@ -94,11 +94,17 @@ def test_a_padded_batch_on_a_prefix_and_a_conversation_after_it(tiny, positions)
     }
     more = tiny.processor.tokenizer([" and three?"] * 2, return_tensors="pt")["input_ids"]
     with compress(model, 0.25, positions=positions) as compression:
-        expected = generate(model, inputs)
+        shown = {"output_logits": True, "return_dict_in_generate": True}
+        expected = generate(model, inputs, **shown)
         cache = prefilled(model, alone)
-        ours = generate(model, inputs, **{CACHE: cache})
-        assert torch.equal(ours, expected)
+        ours = generate(model, inputs, **shown, **{CACHE: cache})
+        assert (
+            len({sum(e.tokens_after - e.tokens_before for e in compression.report if e.row == row) for row in (0, 1)})
+            == 2
+        )
+        torch.testing.assert_close(torch.stack(ours.logits), torch.stack(expected.logits), atol=5e-5, rtol=1e-4)
         assert len(compression.report) == 3
+        ours = ours.sequences
         ids = torch.cat([ours, more], 1)
         mask = torch.cat(
             [inputs["attention_mask"], torch.ones(2, ids.shape[1] - inputs["input_ids"].shape[1])], 1
@@ -131,8 +137,10 @@ def test_a_cache_with_uncompressed_images_passes_through(tiny):
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("as_tuple", [False, True])
 def test_a_cache_in_a_tuple_is_continued_rightly(tiny, own, as_tuple):
-    """Continued by hand with the caller's own mask, token by token."""
-    model, inputs = tiny.model, tiny.inputs(["a <image> b"], [picture(168, 168)])
+    """A padded batch, continued by hand with the caller's own mask and positions, token by token."""
+    model = tiny.model
+    inputs = tiny.inputs(["a <image> b", "look: <image>?"], [picture(168, 168, 1), picture(60, 200, 2)])
+    start = inputs["input_ids"].shape[1]
     with compress(model, 0.25), torch.no_grad():
         expected = generate(model, inputs, output_logits=True, return_dict_in_generate=True)
         cache = DynamicCache(config=model.config.get_text_config()) if own else None
@@ -140,11 +148,16 @@ def test_a_cache_in_a_tuple_is_continued_rightly(tiny, own, as_tuple):
         out = model(**inputs, use_cache=True, return_dict=not as_tuple, **given)
         if not own:
             cache = next(x for x in out if isinstance(x, DynamicCache)) if as_tuple else getattr(out, CACHE)
-        mask, ids = inputs["attention_mask"], expected.sequences
+        mask = inputs["attention_mask"]
         for step in range(NEW - 1):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            token = ids[:, inputs["input_ids"].shape[1] + step][:, None]
-            out = model(input_ids=token, attention_mask=mask, return_dict=not as_tuple, **{CACHE: cache})
+            call = {
+                "input_ids": expected.sequences[:, start + step][:, None],
+                "attention_mask": mask,
+                "position_ids": mask.sum(1, keepdim=True) - 1,
+                CACHE: cache,
+            }
+            out = model(**call, return_dict=not as_tuple)
             logits = (out[0] if as_tuple else out.logits)[:, -1]
             torch.testing.assert_close(logits, expected.logits[step + 1], atol=5e-5, rtol=1e-4)
 
