@@ -189,3 +189,22 @@ def test_prompt_tuning_generates(family, ratio):
     with torch.no_grad():
         expected = greedy(model, cut_row(model.get_base_model(), inputs, keep))
     assert ours[0, inputs["input_ids"].shape[1] :].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["ia3", "p-tuning"])
+def test_other_methods(llava_chat, kind):
+    """What scales layers is compressed; what puts embeddings before the prompt is not."""
+    config = {
+        "ia3": peft.IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=[]),
+        "p-tuning": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL),
+    }[kind]
+    model, inputs = wrapped(llava_chat, config), one_prompt(llava_chat)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with compress(model, 0.25) as compression:
+            ours = model(**inputs).logits
+            direct = len(compression.report)
+            model.generate(**inputs, **GREEDY)
+            assert len(compression.report) == 1
+    assert direct == (1 if kind == "ia3" else 0)
+    assert (ours.shape == plain.shape) == (kind == "p-tuning")
