@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
 
 def measure(versions: list[str]) -> None:
     """Run suite and probes for each version, and write the result."""
+    start = origin()
     with tempfile.TemporaryDirectory() as name:
         copy, record = Path(name) / "copy", []
         copy.mkdir()
@@ -61,7 +62,7 @@ def measure(versions: list[str]) -> None:
             found = {"transformers": release(folder), "probes": probes(environment), **suite(copy, environment, name)}
             print(json.dumps({key: value for key, value in found.items() if key != "probes"}), file=sys.stderr)
             record.append(found)
-    RESULT.write_text(json.dumps({**origin(), "rows": record}, indent=1) + "\n")
+            RESULT.write_text(json.dumps({**start, "rows": record}, indent=1) + "\n")  # a stop leaves what is done
 
 
 def release(folder: Path) -> str:
