@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -256,12 +257,21 @@ def page(record: dict) -> str:
     ]
     if not any(row["failures"] for row in rows):
         return "\n".join([*lines, "None.", ""])
-    lines += ["| transformers | test | reason |", "|---|---|---|"]
+    lines += ["| transformers | tests | reason | for example |", "|---|---|---|---|"]
     for row in rows:
-        for name, reason in row["failures"].items():
+        for reason, names in grouped(row["failures"]):
             cell = reason.replace("|", "\\|").replace("<", "&lt;")
-            lines.append(f"| {row['transformers']} | `{name.removeprefix('tests/')}` | {cell} |")
+            example = names[0].removeprefix("tests/").replace("|", "\\|")
+            lines.append(f"| {row['transformers']} | {len(names)} | {cell} | `{example}` |")
     return "\n".join([*lines, ""])
+
+
+def grouped(failures: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """Reasons that differ in numbers alone are one; most tests first."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for name, reason in failures.items():
+        found.setdefault(re.sub(r"[\d.e+-]+", "0", reason), (reason, []))[1].append(name)
+    return sorted(found.values(), key=lambda group: -len(group[1]))
 
 
 def wrong(row: dict) -> list[str]:
