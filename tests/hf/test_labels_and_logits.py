@@ -131,3 +131,13 @@ def test_shifted_labels(family):
         with pytest.warns(UserWarning, match="labels on visual tokens are left out"):
             assert torch.equal(tiny.model(**inputs, labels=labels, shift_labels=marked).loss, loss)
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_count_of_several_batches_stays(tiny, batch):
+    """A trainer that accumulates gradients divides by labels of other calls too, which nobody knows here."""
+    asked, usual = labels_of(tiny, batch, on_images=True), labels_of(tiny, batch)
+    count = int((asked != -100).sum()) + 7
+    with compress(tiny.model, 0.25), torch.no_grad():
+        expected = tiny.model(**batch, labels=usual, num_items_in_batch=count).loss
+        with pytest.warns(UserWarning, match="divides the loss by too much"):
+            assert torch.equal(tiny.model(**batch, labels=asked, num_items_in_batch=count).loss, expected)

@@ -47,6 +47,8 @@ def talk(seed, original=False):
         position_ids=torch.tensor([[0] * (longest - len(row)) + row for row in positions]),
         dropped=torch.tensor([sum(m) - sum(k) for m, k in zip(mask, keeps, strict=True)]),
         original_positions=original,
+        last=torch.tensor([[sum(m if original else k) - 1] for m, k in zip(mask, keeps, strict=True)]),
+        ends=torch.ones(len(ids), dtype=torch.bool),
     )
     return Talk(ids, mask, [[bool(k) for k in row] for row in keeps], memory)
 
@@ -125,7 +127,8 @@ def test_ids_that_a_direct_call_found_in_its_cache_are_taken_from_the_conversati
     wanted = torch.tensor([[True, True, False, True, True]])
     prompt = shorten(ids, mask, wanted, PAD, fixed=2)
     ones = torch.ones(1, 4, dtype=torch.long)
-    memory = Memory(5, prompt, ones, torch.arange(4)[None], torch.tensor([1]), False, unknown=2)
+    last, ends = torch.tensor([[3]]), torch.tensor([True])
+    memory = Memory(5, prompt, ones, torch.arange(4)[None], torch.tensor([1]), False, last, ends, unknown=2)
     whole = torch.tensor([[3, 4, 5, 6, 7, 8]])
     assert memory.continued_prompt({"input_ids": whole})["input_ids"].tolist() == [[3, 4, 6, 7, 8]]
     with pytest.raises(InputError, match="must begin with"):

@@ -69,12 +69,12 @@ def test_samples_of_one_row_equal_each_alone(family, ratio, positions):
     torch.testing.assert_close(logits, alone(tiny, parts, ratio, positions=positions), atol=5e-5, rtol=1e-4)
 
 
-def test_rows_of_several_samples_in_a_batch(tiny):
-    parts = samples(tiny)
+def two_rows(tiny, parts):
+    """A row of two samples, and one of the third and of a text; and the length of the text."""
     first, _ = packed(parts[:2])
     second, _ = packed(parts[2:])
     missing = first["input_ids"].shape[1] - second["input_ids"].shape[1]
-    filler = tiny.inputs(["w" * missing], None)["input_ids"][:, -missing:]  # another sample, of text alone
+    filler = tiny.inputs(["w" * missing], None)["input_ids"][:, -missing:]
     ids = torch.cat([first["input_ids"], torch.cat([second["input_ids"], filler], 1)])
     places = torch.cat([second["position_ids"], torch.arange(missing)[None]], 1)
     most = first["pixel_values"].shape[1] - second["pixel_values"].shape[1]
@@ -85,10 +85,28 @@ def test_rows_of_several_samples_in_a_batch(tiny):
         "pixel_values": torch.cat([first["pixel_values"], pixels]),
         "image_sizes": torch.cat([first["image_sizes"], second["image_sizes"]]),
     }
-    with compress(tiny.model, 0.25) as compression, torch.no_grad():
-        logits = tiny.model(**call, use_cache=False).logits
+    return call, missing
+
+
+@pytest.mark.parametrize("how", ["call", "config", "text config", "checkpointing"])
+def test_rows_of_several_samples_in_a_batch(llava, how):
+    """Rows lose different numbers of tokens: their padding must not hide the samples, whoever switches the cache off."""
+    tiny = llava._replace(model=copy.deepcopy(llava.model))
+    parts = samples(tiny)
+    call, missing = two_rows(tiny, parts)
+    if how == "call":
+        call["use_cache"] = False
+    elif how == "config":
+        tiny.model.config.use_cache = False
+    elif how == "text config":
+        tiny.model.config.get_text_config().use_cache = False
+    else:
+        tiny.model.gradient_checkpointing_enable()
+        tiny.model.train()
+    with compress(tiny.model, 0.25) as compression:
+        logits = tiny.model(**call).logits.detach()
         kept = [entry.tokens_before - entry.tokens_after for entry in compression.report]
-    own = alone(tiny, parts, 0.25).split([part["input_ids"].shape[1] - k for part, k in zip(parts, kept, strict=True)])
+    own = alone(llava, parts, 0.25).split([part["input_ids"].shape[1] - k for part, k in zip(parts, kept, strict=True)])
     torch.testing.assert_close(logits[0, -len(own[0]) - len(own[1]) :], torch.cat(own[:2]), atol=5e-5, rtol=1e-4)
     torch.testing.assert_close(logits[1, -missing - len(own[2]) : -missing], own[2], atol=5e-5, rtol=1e-4)
 

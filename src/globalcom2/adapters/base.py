@@ -43,11 +43,16 @@ def repeat_rows(features: Tensor | Sequence[Tensor], counts: list[int], times: i
         times: How often each prompt is repeated, next to itself.
 
     Returns:
-        A tensor (1, sum(counts) * times, dim) for a tensor, a list of one (sum(counts) * times, dim) for a sequence.
+        For a tensor of blocks of one token a tensor (sum(counts) * times, 1, dim), for any other tensor one (1, sum(counts)
+        * times, dim), for a sequence a list of one (sum(counts) * times, dim).
     """
+    if not len(features):  # nothing was kept of any image
+        return features  # type: ignore[return-value]
     prompts = torch.cat([item.flatten(0, -2) for item in features]).split(counts)
     rows = torch.cat([prompt for prompt in prompts for _ in range(times)])
-    return rows[None] if isinstance(features, Tensor) else [rows]
+    if not isinstance(features, Tensor):
+        return [rows]
+    return rows[:, None] if features.shape[1] == 1 else rows[None]
 
 
 def gather(features: Iterable[Tensor], places: Iterable[Tensor]) -> Tensor:

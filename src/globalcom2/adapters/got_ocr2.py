@@ -21,6 +21,7 @@ class GotOcr2Adapter(TilesAdapter):
     cls_index = None
     default_score = "similarity"
     tower = "got_ocr2_vision"
+    nameless = True  # its configuration has no model type before transformers 5.20
 
     def factor(self, base: Any) -> int:
         """Two convolutions of stride 2 make a token of 4 x 4 patches."""

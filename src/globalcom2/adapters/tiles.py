@@ -42,6 +42,8 @@ class TilesAdapter(Adapter):
 
     tower: str
     """Model type of the vision tower."""
+    nameless = False
+    """Whether a tower without a model type is taken for that one."""
     strategy: str | None = None
     """The vision_feature_select_strategy that the family works with; None where it has no such setting."""
     any_size = False
@@ -66,7 +68,7 @@ class TilesAdapter(Adapter):
 
     def check(self, base: Any) -> None:  # noqa: D102
         config, vision = base.config, base.config.vision_config
-        if vision.model_type != self.tower:
+        if vision.model_type != self.tower and not (self.nameless and vision.model_type == ""):
             raise UnsupportedModelError(
                 f"the vision tower of {config.model_type} must be of type {self.tower!r}, got {vision.model_type!r}."
             )

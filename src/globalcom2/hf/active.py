@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,16 +17,18 @@ from torch import nn
 
 from globalcom2.adapters import tap
 from globalcom2.adapters.base import Adapter
-from globalcom2.hf.cache import Memory
+from globalcom2.hf.cache import ATTRIBUTE, Memory
 from globalcom2.hf.logits import Places
-from globalcom2.hf.prompt import ShortPrompt
+from globalcom2.hf.prompt import PIXELS, ShortPrompt
 from globalcom2.hf.report import Clock
 
+CACHES = ("cache", "past_key_values")
+"""What transformers calls a cache, in any version."""
 STATE = "_globalcom2"
 """The attribute of a model that holds its `State`."""
 SEVERAL = (
-    "globalcom2: several blocks with different settings are active on this model in other threads, and this thread has "
-    "entered none: its calls follow the last one entered. Enter a block in this thread."
+    "globalcom2: other threads have entered blocks on this model whose settings differ, from each other's or from what was "
+    "applied. This thread has entered none, so its calls follow the last block entered. Enter a block in this thread."
 )
 
 
@@ -87,7 +90,10 @@ class Patch:
 
     def _look_alike(self) -> None:
         if self.stands_for:  # signature and docstring
-            functools.update_wrapper(self, getattr(type(self.model), self.stands_for), updated=())  # type: ignore[arg-type]
+            method = getattr(type(self.model), self.stands_for)
+            functools.update_wrapper(self, method, updated=())  # type: ignore[arg-type]
+            own = inspect.signature(method)  # of the bound method: callers look for arguments in it
+            self.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Patch:
         clone = copy.copy(self)
@@ -115,7 +121,10 @@ class State:
     def __init__(self) -> None:
         self.stack: list[Entry] = []
         self.permanent: Compressor | None = None
-        self.inherited: list[Entry] = []
+        self.origin: list[Entry] = []
+        """Of a deep copy: the live stack of the model that it was made of."""
+        self.followed: list[Entry] = []
+        """Of a deep copy: what was entered when it was made."""
         self.running = 0
         """Calls that have not ended: taps and hooks stay until they do."""
         self.tapped: list[nn.Module] = []
@@ -127,7 +136,8 @@ class State:
         clone = State()
         memo[id(self)] = clone
         clone.permanent, clone.adapters = self.permanent, self.adapters
-        clone.inherited = self.stack or self.inherited
+        clone.origin = self.stack if self.stack else self.origin
+        clone.followed = list(clone.origin)
         clone.tapped = copy.deepcopy(self.tapped, memo)
         return clone
 
@@ -141,6 +151,11 @@ class State:
         for implementation in kept.pop("kernels"):  # another process may not know them yet
             tap.register(implementation)
         self.__dict__.update(kept)
+
+    @property
+    def inherited(self) -> list[Entry]:
+        """Of a deep copy: the blocks that it was made in and that have not ended, outermost first."""
+        return [entry for entry in self.followed if entry in self.origin]
 
     @property
     def own(self) -> list[Entry]:
@@ -178,10 +193,22 @@ class State:
     def warn_of_others(self) -> None:
         """Warn where this thread has to guess which block it follows."""
         entered = list(self.stack)
-        if len({entry.thread for entry in entered}) > 1 and not self.own:
-            settings = [getattr(entry.compression, "settings", None) for entry in entered]
-            if any(other != settings[0] for other in settings):
-                warnings.warn(SEVERAL, stacklevel=4)
+        if self.own or not entered or {entry.thread for entry in entered} == {threading.get_ident()}:
+            return
+        others = {entry.thread: entry.compression for entry in entered}  # of each thread, the innermost
+        settings = [getattr(compression, "settings", None) for compression in (*others.values(), self.permanent)]
+        settings = settings if self.permanent is not None else settings[:-1]
+        if any(other != settings[0] for other in settings):
+            warnings.warn(SEVERAL, stacklevel=4)
+
+    def take_back(self, compression: Compressor | None) -> None:
+        """Take a compression's taps off again, unless a call runs: the last one to end takes off all."""
+        if compression is None or self.running:
+            return
+        for module in compression.taps:
+            found = [i for i, other in enumerate(self.tapped) if other is module]
+            if found:
+                tap.uninstall(self.tapped.pop(found[-1]))
 
     def enter(self, compression: Compressor) -> None:
         """A block begins."""
@@ -225,30 +252,47 @@ def unpatch_if_idle(model: Any, state: State) -> None:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(hook, Patch) and hook.state is state]:
                 del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
     for module in state.tapped:
         tap.uninstall(module)
     state.tapped.clear()
 
 
-# Patched models whose generate or forward is running here, and whether the call goes through as the caller made it.
-_running: ContextVar[tuple[tuple[State, bool], ...]] = ContextVar("globalcom2_running", default=())
+@dataclass(frozen=True)
+class Running:
+    """A call of a patched model's generate or forward, in this thread or task."""
+
+    state: State
+    own: list[Entry]
+    """What the thread had entered when the call began."""
+    through: bool
+    """Whether its images go to the model as they came."""
+    memory: Memory | None
+    """Of a call that continues a cache: what that remembers."""
 
 
-def seen_to(state: State, *, brings_pixels: bool = False) -> bool:
-    """Whether a call of that state's model is part of one that has been seen to, in this thread or task.
+_running: ContextVar[tuple[Running, ...]] = ContextVar("globalcom2_running", default=())
 
-    A shortened call has no pixels left. One that brings some is a caller's own call, from within a callback.
+
+def seen_to(state: State, call: dict[str, Any] | None = None) -> bool:
+    """Whether a call of that state's model is part of one that has been seen to.
+
+    From within a callback, a caller may make calls of its own. They are told by a block entered since, by pixels, which a
+    shortened call has no more, and by a cache that another call has shortened.
     """
-    for other, through in reversed(_running.get()):
-        if other is state:
-            return through or not brings_pixels
-    return False
+    outer = next((run for run in reversed(_running.get()) if run.state is state), None)
+    if outer is None or outer.own != state.own:
+        return False
+    if call is None or outer.through:
+        return True
+    memory = next((memory for name in CACHES if (memory := getattr(call.get(name), ATTRIBUTE, None)) is not None), None)
+    return all(call.get(name) is None for name in PIXELS) and (memory is None or memory is outer.memory)
 
 
 @contextmanager
-def inside(state: State, *, through: bool) -> Iterator[None]:
-    """The block is part of a call of that state's model, which has been shortened, or goes `through` as it came."""
-    token = _running.set((*_running.get(), (state, through)))
+def inside(state: State, *, through: bool = False, memory: Memory | None = None) -> Iterator[None]:
+    """The block is part of a call of that state's model, see `Running`."""
+    token = _running.set((*_running.get(), Running(state, state.own, through, memory)))
     try:
         yield
     finally:

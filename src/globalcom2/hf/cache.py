@@ -59,6 +59,10 @@ class Memory:
     dropped: Tensor
     """int (batch,): real tokens dropped from each prompt."""
     original_positions: bool
+    last: Tensor
+    """(batch, 1): the position after which new tokens are numbered."""
+    ends: Tensor
+    """bool (batch,), on the host: whether the prompt's last token stayed."""
     """Whether kept tokens have the positions of the full prompt."""
     unknown: int = 0
     """How many ids at the start are not known. They were in the cache of a direct call."""
@@ -74,7 +78,7 @@ class Memory:
 
     def to(self, device: torch.device) -> Memory:
         """Copy to a device, without waiting for it."""
-        names = ("attention_mask", "position_ids", "dropped")
+        names = ("attention_mask", "position_ids", "dropped", "last")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return replace(self, prompt=self.prompt.to(device), **moved)
 
@@ -97,7 +101,7 @@ class Memory:
         if places is not None:
             call["position_ids"] = torch.cat([self.position_ids, self._shifted(places[:, self.length :])], 1)
         elif self.original_positions:
-            call["position_ids"] = torch.cat([self.position_ids, self._last_position() + tail.cumsum(1)], 1)
+            call["position_ids"] = torch.cat([self.position_ids, self.last + tail.cumsum(1)], 1)
         return call
 
     def continued_step(self, call: dict[str, Any], cached: int) -> dict[str, Any]:
@@ -119,7 +123,7 @@ class Memory:
             call["attention_mask"] = torch.cat([self.attention_mask.to(mask), mask[:, self.length :]], 1)
         if places is None:
             steps = torch.arange(1 + since, 1 + since + new, device=ids.device)
-            call["position_ids"] = self._last_position().to(ids.device) + steps
+            call["position_ids"] = self.last.to(ids.device) + steps
         else:
             call["position_ids"] = self._shifted(places)
         return call
@@ -133,9 +137,6 @@ class Memory:
     def _shifted(self, places: Tensor) -> Tensor:
         """Map the caller's positions of tokens after the prompt to positions after the short prompt."""
         return places if self.original_positions else places - self.dropped.to(places)[:, None]
-
-    def _last_position(self) -> Tensor:
-        return self.position_ids.amax(1, keepdim=True)
 
 
 def memory_of_call(
@@ -165,13 +166,29 @@ def memory_of_call(
     samples = None
     if mask is None and bool(begins.any()):
         samples = prompt.gather(torch.zeros_like(places).scatter(1, order, begins.long().cumsum(1)), -1)
+    dropped = present.bool().sum(1) - prompt.real.sum(1)
+    short_positions = prompt.gather(positions, 0)
+    # Padding that stayed after a prompt goes on counting, as the caller's does: generate numbers new tokens from it.
+    lost = 0 if original else dropped[:, None]
+    after = (places.gather(1, prompt.index) - lost).clamp(min=0)
+    short_positions = torch.where(prompt.placed & ~prompt.real, after, short_positions)
+    shown = present.bool()
+    end = torch.where(shown, torch.arange(length), -1).amax(1, keepdim=True)
+    stayed = torch.where(prompt.real, prompt.index, -1).amax(1, keepdim=True)
+    last = (
+        places.masked_fill(~shown, 0).amax(1, keepdim=True)
+        if original
+        else prompt.gather(positions, 0).amax(1, keepdim=True)
+    )
     return Memory(
         length=length,
         prompt=prompt,
         attention_mask=prompt.gather(present, 0),
-        position_ids=prompt.gather(positions, 0),
-        dropped=present.bool().sum(1) - prompt.real.sum(1),
+        position_ids=short_positions,
+        dropped=dropped,
         original_positions=original,
+        last=last,
+        ends=(end == stayed)[:, 0],
         unknown=unknown,
         samples=samples,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -18,13 +17,10 @@ from globalcom2.hf.cache import CACHE, cache_of, cached_length, recall, remember
 from globalcom2.hf.logits import restore_logits
 from globalcom2.hf.prompt import PIXELS
 
-TAKEN_AWAY = (
-    "globalcom2: model.forward was replaced inside a block, so this call was not compressed. Later calls are. Replace it "
-    "before the block."
-)
-
 # The module whose forward runs next: a replica of torch's DataParallel shares its attributes with the model.
 _next: ContextVar[Any] = ContextVar("globalcom2_next", default=None)
+# The module whose call `Heal` has shortened, and what `Finish` has to finish.
+_pending: ContextVar[Any] = ContextVar("globalcom2_pending", default=None)
 
 
 class Forward(Patch):
@@ -41,18 +37,17 @@ class Forward(Patch):
         if args and isinstance(args[0], torch.nn.Module):  # bound again by somebody who unwrapped the model
             model, args = args[0], args[1:]
         forward = self.before if self.before is not None else functools.partial(type(model).forward, model)
-        if seen_to(self.state, brings_pixels=any(kwargs.get(name) is not None for name in PIXELS)):
+        if seen_to(self.state, kwargs):
             return forward(*args, **kwargs)
         with self.state.call(self.model):
-            call, short = self._shortened(model, args, kwargs)
-            with inside(self.state, through=call is None):
-                if call is None:
-                    return forward(*args, **kwargs)
-                output = forward(**call)
+            call, short = self.shortened(model, args, kwargs)
+            pixels = any(kwargs.get(name) is not None for name in PIXELS)
+            with inside(self.state, through=call is None and pixels):
+                output = forward(*args, **kwargs) if call is None else forward(**call)
             return output if short is None else _finished(output, short)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _shortened(
+    def shortened(
         self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, Short | None]:
         """The call to make instead, None where the caller's own goes through; and what was shortened in it."""
@@ -97,34 +92,41 @@ def check_cache(call: dict[str, Any]) -> None:
 
 
 class Heal(Patch):
-    """Forward pre-hook: notes the module that is called, and puts `Forward` back where somebody has taken it away."""
+    """Forward pre-hook: notes the module that is called, and puts `Forward` back where somebody has taken it away.
+
+    This call does not go through it yet, so it is shortened here and finished by `Finish`.
+    """
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, model: Any, args: Any) -> None:
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _next.set(model)
+        _pending.set(None)
         found = any(isinstance(f, Forward) and f.state is self.state for f in _chain(model.__dict__.get("forward")))
-        if not found and self.state.active is not None:
-            model.__dict__["forward"] = Forward(model, self.state)  # from the next call on
+        if found or self.state.active is None or seen_to(self.state, kwargs):
+            return None
+        forward = model.__dict__["forward"] = Forward(model, self.state)
+        call, short = forward.shortened(model, args, kwargs)
+        _pending.set((model, short))
+        return None if call is None else ((), call)
 
 
-class Notice(Patch):
-    """Forward hook: says so where somebody has taken `Forward` away, and this call was not compressed."""
+class Finish(Patch):
+    """Forward hook: does what `Forward` would have done after a call that `Heal` has shortened."""
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, model: Any, args: Any, output: Any) -> None:
-        if _next.get() is model:  # else Forward has seen it
-            _next.set(None)
-            compression = self.state.active
-            if compression is not None:
-                compression.forget()
-                warnings.warn(TAKEN_AWAY, stacklevel=2)
+    def __call__(self, model: Any, args: Any, output: Any) -> Any:
+        pending = _pending.get()
+        if pending is None or pending[0] is not model:
+            return None
+        _pending.set(None)
+        return None if pending[1] is None else _finished(output, pending[1])
 
 
 class Bypassed(Patch):
     """Forward pre-hook of the model below the head: a call that goes round the head is not compressed, and says so."""
 
     def __call__(self, base: Any, args: Any) -> None:
-        if not torch.compiler.is_compiling() and not seen_to(self.state):
+        if not torch.compiler.is_compiling() and not seen_to(self.state) and _pending.get() is None:
             compression = self.state.active
             if compression is not None:
                 compression.forget()
@@ -134,8 +136,8 @@ def _chain(forward: Any) -> Iterator[Any]:
     """A callable and what it wraps, outermost first."""
     while forward is not None:
         yield forward
-        own = getattr(forward, "__func__", None)
-        forward = own if own is not None else getattr(forward, "__wrapped__", None)
+        inner = (getattr(forward, name, None) for name in ("__func__", "__wrapped__", "func"))
+        forward = next((own for own in inner if own is not None), None)
 
 
 def _autocasts(forward: Any) -> list[Any]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from globalcom2.errors import InputError
 from globalcom2.hf.active import Patch, Short, inside
 from globalcom2.hf.cache import CACHE, Memory, cache_of, cached_length, recall, remember, with_cache_named
 from globalcom2.hf.direct import check_cache
+from globalcom2.hf.prompt import PIXELS
 
 
 class Generate(Patch):
@@ -21,10 +23,11 @@ class Generate(Patch):
 
     stands_for = "generate"
 
-    def original(self, call: dict[str, Any], *, through: bool = False) -> Any:
-        """The model's own generate, of a call that is mapped to the short prompt or goes `through` as it came."""
+    def original(self, call: dict[str, Any], memory: Memory | None = None) -> Any:
+        """The model's own generate; `memory` is that of a cache that is continued."""
         generate = self.before if self.before is not None else type(self.model).generate.__get__(self.model)
-        with inside(self.state, through=through):
+        # A shortened call has no pixels left.
+        with inside(self.state, through=any(call.get(name) is not None for name in PIXELS), memory=memory):
             return generate(**call)
 
     @torch.no_grad()
@@ -34,7 +37,7 @@ class Generate(Patch):
         with self.state.call(self.model):
             compression = self.state.active
             if compression is None:
-                return self.original(call, through=True)
+                return self.original(call)
             self.state.warn_of_others()
             if call.get("inputs") is not None and "input_ids" not in call and not call["inputs"].is_floating_point():
                 call["input_ids"] = call.pop("inputs")
@@ -48,9 +51,14 @@ class Generate(Patch):
             if ids is not None and call.get("attention_mask") is None:
                 call = {**call, "attention_mask": _inferred_mask(self.model, call)}
             short = compression.shorten_call(self.model, call, cached=cached_length(cache))
-            return self.original(given, through=True) if short is None else self._run(call, short)
+            return self.original(given) if short is None else self._run(call, short)
 
     def _run(self, call: dict[str, Any], short: Short) -> Any:
+        if short.memory.original_positions and not bool(short.memory.ends.all()):
+            raise InputError(
+                "positions must be 'closed' to generate from a prompt that ends with a dropped visual token, got "
+                "'original': new tokens would be numbered wrongly. End prompts with text, as chat templates do."
+            )
         if short.memory.original_positions and _setting(self.model, call, "use_cache") is False:
             raise InputError(
                 "use_cache must not be False with positions='original', got False: without a cache, transformers takes "
@@ -60,7 +68,8 @@ class Generate(Patch):
             with short.clock.phase("generation"):
                 out = self.original(_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
         finally:  # a streamer may have stopped the call after its cache was filled
-            remember(call.get(CACHE), short.memory)
+            if cached_length(call.get(CACHE)) >= short.memory.short:
+                remember(call.get(CACHE), short.memory)
         out = _restored(out, call["input_ids"], short.prompt.input_ids)
         remember(cache_of(out), short.memory)
         return out
@@ -69,7 +78,8 @@ class Generate(Patch):
         """Go on from a cache that remembers its short prompt."""
         ids = call["input_ids"]
         call = memory.continued_prompt(call)
-        return _restored(self.original(_adapted(self.model, call, ids, call["input_ids"])), ids, call["input_ids"])
+        out = self.original(_adapted(self.model, call, ids, call["input_ids"]), memory)
+        return _restored(out, ids, call["input_ids"])
 
 
 def _setting(model: Any, call: dict[str, Any], name: str) -> Any:
@@ -105,9 +115,9 @@ def _adapted(model: Any, call: dict[str, Any], ids: Tensor, short_ids: Tensor) -
     call |= lengths
     if call.get("streamer") is not None:
         call["streamer"] = Streamer(call["streamer"], ids)
-    for name in ("logits_processor", "stopping_criteria"):
+    for name, kind in (("logits_processor", LogitsProcessorList), ("stopping_criteria", StoppingCriteriaList)):
         if call.get(name) is not None:
-            call[name] = _shown_to(type(call[name]), call[name], ids, short)
+            call[name] = _shown_to(kind, call[name], ids, short)
     if call.get("prefix_allowed_tokens_fn") is not None:
         allowed = call["prefix_allowed_tokens_fn"]
         call["prefix_allowed_tokens_fn"] = lambda row, sequence: allowed(
@@ -138,8 +148,8 @@ class Shown:
 
 
 def _shown_to(kind: type, functions: Any, ids: Tensor, short: int) -> Any:
-    """A caller's list of that kind, with what `MergeCriteria` needs to show its items the caller's prompt."""
-    made = kind(functions)
+    """A caller's list, with what `MergeCriteria` needs to show its items the caller's prompt."""
+    made = (type(functions) if isinstance(functions, kind) else kind)(functions)
     made.globalcom2_prompt = (ids, short)
     return made
 

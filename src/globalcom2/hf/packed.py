@@ -10,6 +10,7 @@ from torch import Tensor
 from globalcom2.errors import InputError
 from globalcom2.hf.prompt import ShortPrompt
 
+FULL = {"full_attention"}
 ENDS = ("cu_seq_lens_q", "cu_seq_lens_k")
 LONGEST = {"cu_seq_lens_q": "max_length_q", "cu_seq_lens_k": "max_length_k"}
 
@@ -35,6 +36,31 @@ def cut_lengths(call: dict[str, Any], prompt: ShortPrompt) -> None:
             call[LONGEST[name]] = torch.full_like(given, longest) if isinstance(given, Tensor) else longest
 
 
+def layer_kinds(model: Any) -> set[str]:
+    """Kinds of the language model's layers, as transformers names them."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or FULL)
+
+
+def caches(model: Any, call: dict[str, Any]) -> bool:
+    """Whether a direct call fills a cache. Without one, transformers tells samples apart by their positions."""
+    layers = model.modules() if torch.is_grad_enabled() else ()
+    if any(getattr(layer, "gradient_checkpointing", False) and layer.training for layer in layers):
+        return False
+    places = (model.config, model.config.get_text_config())
+    given = [call.get("use_cache"), *(getattr(config, "use_cache", None) for config in places)]
+    return bool(next((value for value in given if value is not None), True))
+
+
+def check_padding(model: Any, prompt: ShortPrompt) -> None:
+    """Raise `InputError` for padding between a cached prefix and prompts that some layers would not skip."""
+    if not bool(prompt.placed.all()) and layer_kinds(model) != FULL:
+        raise InputError(
+            "input_ids after a cached prefix must be of one length when shortened, since layers of this language model "
+            f"({', '.join(sorted(layer_kinds(model) - FULL))}) do not skip padding, got {len(prompt.index)} prompts of "
+            "several lengths. Ask one prompt at a time, or leave the cache out."
+        )
+
+
 def block_mask(model: Any, samples: Tensor, real: Tensor) -> Tensor:
     """The mask (batch, 1, short, short) under which a token sees those before it in its own sample, additive.
 
@@ -46,9 +72,8 @@ def block_mask(model: Any, samples: Tensor, real: Tensor) -> Tensor:
     Raises:
         InputError: An attention that takes no such mask.
     """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if config._attn_implementation not in ("sdpa", "eager") or kinds != {"full_attention"}:
+    config, kinds = model.config.get_text_config(), layer_kinds(model)
+    if config._attn_implementation not in ("sdpa", "eager") or kinds != FULL:
         raise InputError(
             "positions must be 'closed' for rows of several samples with this attention "
             f"({config._attn_implementation}, {', '.join(sorted(kinds))}), got 'original'."

@@ -16,7 +16,7 @@ from globalcom2.adapters import tap
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.hf.active import STATE, Compressor, State, lock, state_of, unpatch_if_idle
 from globalcom2.hf.beams import Expand
-from globalcom2.hf.direct import Bypassed, Forward, Heal, Notice
+from globalcom2.hf.direct import Bypassed, Finish, Forward, Heal
 from globalcom2.hf.generating import Generate, MergeCriteria
 
 
@@ -58,13 +58,16 @@ def pop(model: Any, compression: Compressor) -> None:
     with lock:
         state = state_of(model)
         if state is not None and state.leave(compression):
+            state.take_back(compression)
             unpatch_if_idle(model, state)
 
 
 def set_permanent(model: Any, compression: Compressor) -> None:
     """Activate what `apply` was given, in place of what it was given before."""
     with lock:
-        _patched(model, compression).permanent = compression
+        state = _patched(model, compression)
+        before, state.permanent = state.permanent, compression
+        state.take_back(before)
 
 
 def pop_permanent(model: Any) -> None:
@@ -99,8 +102,8 @@ def _patched(model: Any, compression: Compressor) -> State:
             "_merge_criteria_processor_list": MergeCriteria(model, state),
         }
         model.__dict__.update(standing)
-        model.register_forward_pre_hook(Heal(model, state))
-        model.register_forward_hook(Notice(model, state))
+        model.register_forward_pre_hook(Heal(model, state), with_kwargs=True)
+        model.register_forward_hook(Finish(model, state))
         if model.base_model is not model:
             model.base_model.register_forward_pre_hook(Bypassed(model, state))
     state.tapped += put_on

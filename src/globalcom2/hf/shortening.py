@@ -16,15 +16,15 @@ from globalcom2.hf.active import Short
 from globalcom2.hf.cache import memory_of_call
 from globalcom2.hf.logits import places_of_logits
 from globalcom2.hf.merging import kept_features
-from globalcom2.hf.packed import block_mask, cut_lengths
+from globalcom2.hf.packed import block_mask, caches, check_padding, cut_lengths
 from globalcom2.hf.prompt import ALIGNED, ShortPrompt, original_positions, shorten
 from globalcom2.hf.report import Clock, ImageReport, best_first, raster
 from globalcom2.hf.saliency import Encoded
 from globalcom2.hf.visuals import Visuals, entries_of, wanted_tokens
 
 LABELS_ON_IMAGES = (
-    "globalcom2: labels on visual tokens are left out of the loss, since most of these tokens are dropped. Set them to "
-    "-100 in the collator."
+    "globalcom2: labels on visual tokens are left out of the loss, since most of these tokens are dropped. A trainer that "
+    "counts them divides the loss by too much. Set them to -100 in the collator."
 )
 
 
@@ -135,6 +135,8 @@ def rewrite(
         chosen.prompt, given.positions, given.mask, given.length, how.original, unknown=given.unknown
     )
     own = chosen.prompt.after(given.unknown)
+    if given.cached:
+        check_padding(how.model, chosen.prompt)
     _cut_labels(new, own, found, given)
     cut_lengths(new, own)
     restore = None
@@ -158,7 +160,7 @@ def rewrite(
         new["attention_mask"] = memory.attention_mask
         if remembered.samples is not None:
             new["attention_mask"] = block_mask(how.model, remembered.samples, remembered.prompt.real).to(device)
-    elif remembered.samples is not None and new.get("use_cache") is False:  # positions alone tell samples apart
+    elif remembered.samples is not None and not caches(how.model, call):  # positions alone tell samples apart
         new["attention_mask"] = None
     for output in outputs.values():
         output.globalcom2_memory = memory
@@ -167,9 +169,10 @@ def rewrite(
 
 
 def _cut_labels(new: dict[str, Any], prompt: ShortPrompt, found: list[Visuals], given: Given) -> None:
-    """Cut `labels` and `shift_labels`, leave visual tokens out of the loss, and count the others anew."""
+    """Cut `labels` and `shift_labels`, and leave visual tokens out of the loss."""
     placeholder = torch.stack([visuals.placeholder for visuals in found]).any(0)[:, given.unknown :]
-    share = 1.0
+    counts: set[int] = set()
+    left_out = 0
     for name in ("labels", "shift_labels"):
         labels = new.get(name)
         if labels is None:
@@ -177,13 +180,16 @@ def _cut_labels(new: dict[str, Any], prompt: ShortPrompt, found: list[Visuals], 
         shifted = name == "shift_labels"
         visual = torch.nn.functional.pad(placeholder[:, 1:], (0, 1)) if shifted else placeholder
         own = labels.cpu()
-        asked = own != -100
-        left_out = int((asked & visual).sum())
-        if left_out:
-            share = 1 - left_out / int(asked.sum())
+        counts.add(int((own != -100).sum()))
+        if not shifted:  # nothing predicts it; in a row that gets padding on its left, padding would
+            own = torch.nn.functional.pad(own[:, 1:], (1, 0), value=-100)
+        counts.add(int((own != -100).sum()))
+        left_out = int(((own != -100) & visual).sum())
         own = own.masked_fill(visual, -100)
         new[name] = (prompt.gather_shifted(own, -100) if shifted else prompt.gather(own, -100)).to(labels.device)
-    if share < 1:
+    if left_out:
         warnings.warn(LABELS_ON_IMAGES, stacklevel=2)
-        if new.get("num_items_in_batch") is not None:  # counted by the trainer, visual tokens included
-            new["num_items_in_batch"] = max(1, new["num_items_in_batch"] * share)
+        counted = new.get("num_items_in_batch")
+        # A trainer's count of this call alone can be put right; that of several batches or devices cannot.
+        if counted is not None and int(counted) in counts:
+            new["num_items_in_batch"] = counted - left_out
