@@ -151,7 +151,8 @@ def test_columns_are_not_dropped(llava_chat, tmp_path):
     names = inspect.signature(model.forward).parameters
     inputs, _ = recipes.batch(llava_chat, (0,))
     row = {name: value[0].tolist() for name, value in inputs.items()}
-    rows = Dataset.from_list([{**row, "labels": row["input_ids"], "note": 1}])
+    labels = recipes.text_labels(model, inputs)[0].tolist()
+    rows = Dataset.from_list([{**row, "labels": labels, "note": 1}])
     with compress(model, 0.25) as compression:
         assert inspect.signature(model.forward).parameters.keys() == names.keys()
         trainer = Trainer(model=model, args=arguments(tmp_path, remove_unused_columns=True), train_dataset=rows)
