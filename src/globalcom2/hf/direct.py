@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -142,8 +142,9 @@ def _chain(forward: Any) -> Iterator[Any]:
 
 def _autocasts(forward: Any) -> list[Any]:
     """Autocast contexts that `forward` runs in, as accelerate puts them around it, outermost first."""
+    cells = [cell for function in _chain(forward) for cell in getattr(function, "__closure__", None) or ()]
     found = []
-    for function in _chain(forward):
-        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        found += [value for value in cells if isinstance(value, torch.autocast)]
+    for cell in cells:
+        with suppress(ValueError):  # an empty one
+            found += [cell.cell_contents] if isinstance(cell.cell_contents, torch.autocast) else []
     return found
