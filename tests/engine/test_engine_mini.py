@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from globalcom2 import compress, load_mini
-from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.dataset import load_examples
 from globalcom2.mini import EVALUATION_SET, demo_picture
 
 PICTURES = 50
@@ -19,7 +19,7 @@ QUESTION = "<s><user><image>what number is on the orange triangle?<assistant>"
 @pytest.fixture(scope="module")
 def asked():
     """(prompt, picture) of the first question about each of some evaluation pictures."""
-    pictures = load_pictures(EVALUATION_SET, first=PICTURES)
+    pictures = load_examples(EVALUATION_SET, first=PICTURES)
     return [(f"<s><user><image>{p.questions[0].text}<assistant>", p.image) for p in pictures]
 
 

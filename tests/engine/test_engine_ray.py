@@ -20,7 +20,7 @@ import psutil
 from pyarrow import parquet
 
 from globalcom2 import compress, load_mini
-from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.dataset import load_examples
 from globalcom2.mini import EVALUATION_SET
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_batch.py"
@@ -48,7 +48,7 @@ def questions(tmp_path_factory):
 def expected():
     """(answer, tokens of the prompt) by (picture, question), from transformers."""
     model, processor = load_mini()
-    pictures = load_pictures(EVALUATION_SET, first=ROWS // 8)
+    pictures = load_examples(EVALUATION_SET, first=ROWS // 8)
     asked = [(picture, question.text) for picture in pictures for question in picture.questions]
     told = {}
     for number, (picture, question) in enumerate(asked):

@@ -17,7 +17,7 @@ import engines
 import pytest
 from PIL import Image
 
-from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.dataset import load_examples
 from globalcom2.mini import DEMO_QUESTION, EVALUATION_SET, demo_picture
 
 openai = pytest.importorskip("openai")
@@ -177,7 +177,7 @@ def test_a_video_is_a_400_as_in_vllm(server, demo):
 
 def test_soak(server):
     """Thousands of requests, some of them wrong or given up by the client: every other one gets its own answer."""
-    pictures = load_pictures(EVALUATION_SET, first=20)
+    pictures = load_examples(EVALUATION_SET, first=20)
     good = [(p.questions[0].text, encoded(p.image, "JPEG"), RATIOS[i % len(RATIOS)]) for i, p in enumerate(pictures)]
     alone = [answer(server, text, url, ratio=ratio).choices[0].message.content for text, url, ratio in good]
     wrong = [(DEMO_QUESTION, url, None) for url in bad_urls().values()] + [(DEMO_QUESTION, good[0][1], 25)]

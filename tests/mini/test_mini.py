@@ -9,8 +9,8 @@ import torch
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from globalcom2 import compress, load_mini
-from globalcom2.lab.comparison import chat_prompt
-from globalcom2.lab.dataset import load_pictures
+from globalcom2.lab.chat import chat_prompt
+from globalcom2.lab.dataset import load_examples
 from globalcom2.lab.evals import evaluate, settings_of
 from globalcom2.mini import DEMO_QUESTION, EVALUATION_SET, FOLDER, demo_picture
 
@@ -72,7 +72,7 @@ def test_tables_are_made_from_the_committed_results():
 def test_published_answers_come_out_again(mini):
     """The first pictures of the set: the committed answers are this model's."""
     torch.set_num_threads(1)
-    pictures = load_pictures(EVALUATION_SET, 24)
+    pictures = load_examples(EVALUATION_SET, 24)
     rows = evaluate(*mini, pictures, settings_of(["globalcom2", "uniform"], [0.1]))
     for row in rows:
         (known,) = [r for r in committed() if all(r[k] == row[k] for k in ("method", "retention_ratio", "options"))]

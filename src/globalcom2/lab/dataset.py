@@ -93,10 +93,6 @@ def load_examples(path: Path, first: int | None = None) -> list[Example]:
     return [Example(number, encoded[number], tuple(questions[number])) for number in numbers]
 
 
-load_pictures = load_examples
-"""The function's name in version 0.1."""
-
-
 def fingerprint(examples: list[Example]) -> str:
     """Short hash of what is shown and asked."""
     digest = hashlib.sha256()
