@@ -51,6 +51,20 @@ def test_an_image_asked_about_from_within_a_call_about_text(tiny, image, text):
         assert torch.equal(out, plain)
 
 
+def test_an_image_asked_about_from_within_a_direct_call_about_text(tiny, image, text):
+    model, found = tiny.model, []
+
+    def once(*_):
+        hook.remove()
+        found.append(length(model, image))
+
+    with compress(model, 0.25), torch.no_grad():
+        short, plain = length(model, image), model(**text).logits
+        hook = model.model.language_model.layers[0].register_forward_hook(once)
+        assert torch.equal(model(**text).logits, plain)
+    assert found == [short]
+
+
 def test_a_block_entered_within_a_call(tiny, image):
     model = tiny.model
 
