@@ -1,6 +1,7 @@
 """The mini model: a small trained LLaVA-NeXT that ships with the package and needs no network.
 
 It is an ordinary `LlavaNextForConditionalGeneration` with an ordinary `LlavaNextProcessor`. MODEL_CARD.md describes it.
+Weights, pictures and their loader live here. How they were made does not: that is `training/mini`.
 """
 
 from __future__ import annotations
