@@ -127,14 +127,14 @@ def wing_of(module: str) -> str:
 
 
 def imports_of(file: Path) -> set[str]:
-    """Every dotted name that a file imports, anywhere in it; `from a import b` gives `a.b`."""
+    """Every dotted name that a file imports, anywhere in it; `from a import b` gives `a` and `a.b`."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 

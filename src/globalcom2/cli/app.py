@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from globalcom2._version import __version__
-from globalcom2.cli import analyze, ask, bench, estimate, eval, methods, models, serve
+from globalcom2.cli.analyze import analyze
+from globalcom2.cli.ask import ask
+from globalcom2.cli.bench import bench
+from globalcom2.cli.estimate import estimate
+from globalcom2.cli.eval import evaluate
+from globalcom2.cli.methods import methods
+from globalcom2.cli.models import models
+from globalcom2.cli.serve import serve
 
 app = typer.Typer(
     help="Visual-token compression for high-resolution vision-language models.",
@@ -27,12 +34,12 @@ def _root(
         raise typer.Exit
 
 
-app.command()(ask.ask)
-app.command("eval")(eval.evaluate)
-app.command()(analyze.analyze)
-app.command()(bench.bench)
-app.command()(estimate.estimate)
-app.command()(models.models)
-app.command()(methods.methods)
+app.command()(ask)
+app.command("eval")(evaluate)
+app.command()(analyze)
+app.command()(bench)
+app.command()(estimate)
+app.command()(models)
+app.command()(methods)
 # What serve does not know goes to `vllm serve`.
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve.serve)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
