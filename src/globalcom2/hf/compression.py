@@ -129,6 +129,8 @@ def compress(
 def apply(model: ModelT, retention_ratio: float = 0.1, method: str = "globalcom2", **options: Any) -> ModelT:
     """Compress every call of a model, in all threads, until `remove(model)`. A second call replaces the first.
 
+    Calls that follow a block (see `compress`) follow that instead.
+
     Args:
         model: See `compress`.
         retention_ratio: See `compress`.
