@@ -44,7 +44,7 @@ def expected_lengths(model, inputs, ratios):
 def test_threads_with_a_block_each(tiny, inputs):
     ratios = [0.1, 0.25, 0.5, 0.75]
     expected = expected_lengths(tiny.model, inputs, ratios)
-    barrier, found = threading.Barrier(len(ratios)), {}
+    barrier, found = threading.Barrier(len(ratios), timeout=60), {}
 
     def work(ratio):
         barrier.wait()
@@ -87,7 +87,7 @@ def test_a_thread_without_a_block_follows_the_last_one_and_is_warned_where_they_
     def other():
         with compress(tiny.model, 0.5):
             inside.set()
-            done.wait()
+            done.wait(60)
 
     def third():
         with warnings.catch_warnings(record=True) as caught:
@@ -103,7 +103,7 @@ def test_a_thread_without_a_block_follows_the_last_one_and_is_warned_where_they_
         thread = threading.Thread(target=third)
         thread.start(), thread.join()
         helper = threading.Thread(target=other)
-        helper.start(), inside.wait()
+        helper.start(), inside.wait(60)
         assert lengths(tiny.model, inputs) == expected[0.1]  # this thread has a block of its own
         thread = threading.Thread(target=third)
         thread.start(), thread.join()
@@ -149,13 +149,13 @@ def test_a_call_that_outlives_its_block_ends_as_it_began(tiny, inputs):
 
     def wait(*_):
         entered.set()
-        left.wait()
+        left.wait(60)
 
     hook = attention.register_forward_pre_hook(wait)
     try:
         with compress(model, 0.25):
             thread = threading.Thread(target=lambda: found.append(generate(model, inputs)))
-            thread.start(), entered.wait()
+            thread.start(), entered.wait(60)
     finally:
         hook.remove()
     assert current(model) is None
