@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from globalcom2.hf.prompt import original_positions, shorten
+from globalcom2.hf.positions import original_positions
+from globalcom2.hf.prompt import shorten
 
 PAD = 99
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from command import call
 from globalcom2 import compress
-from globalcom2.lab import bench
+from globalcom2.lab import bench, plots
 from globalcom2.lab.estimates import estimate_costs
 from globalcom2.lab.labels import FULL, is_full, label
 from tiny import footprint
@@ -69,14 +69,14 @@ def test_noise_gives_no_negative_phase():
 
 
 def test_old_results_with_another_word_are_drawn_and_labelled_alike(tmp_path):
-    phases = {f"{name}_seconds": 0.1 for name in bench.PHASES} | {"prefill_seconds": None}
+    phases = {f"{name}_seconds": 0.1 for name in plots.PHASES} | {"prefill_seconds": None}
     rows = [
         {"method": name, "retention_ratio": 1.0, "batch_size": 1, "speedup": 1.0, **phases} for name in ("none", FULL)
     ]
     assert [label(row) for row in rows] == [FULL, FULL]
     assert all(map(is_full, rows))
     assert not is_full({"method": "uniform"})
-    bench.draw_bench(rows[:1], tmp_path / "old.png")
+    plots.draw_bench(rows[:1], tmp_path / "old.png")
     assert Image.open(tmp_path / "old.png").width > 300
 
 

@@ -78,7 +78,9 @@ def bench(
     if compare == "eager":
         result["compare"] = lab.compare_attention(network, plan)
     if plot is not None:
-        lab.draw_bench(rows, plot)
+        from globalcom2.lab.plots import draw_bench  # noqa: PLC0415
+
+        draw_bench(rows, plot)
     if not as_json:
         print_bench(result)
     typer.echo(json.dumps(result))

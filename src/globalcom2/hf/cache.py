@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import Cache
 
 from globalcom2.errors import InputError
-from globalcom2.hf.prompt import PIXELS, ShortPrompt, original_positions
+from globalcom2.hf.positions import begins_of_samples, closed_positions, original_positions
+from globalcom2.hf.prompt import PIXELS, ShortPrompt
 
 ATTRIBUTE = "_globalcom2_memory"
 CACHE = "cache" if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24) else "past_key_values"
@@ -156,12 +157,12 @@ def memory_of_call(
     usual = original_positions(present)
     places = usual if given is None else given.expand_as(usual)
     order = torch.argsort(~present.bool(), dim=1, stable=True)  # real tokens first, padding of any side last
-    begins = _begins_of_samples(places.gather(1, order), present.bool().gather(1, order), by_gaps=mask is None)
+    begins = begins_of_samples(places.gather(1, order), present.bool().gather(1, order), by_gaps=mask is None)
     if original:
         positions = places
     else:
         kept = torch.zeros_like(places).scatter_reduce(1, prompt.index, prompt.real.to(places.dtype), "amax")
-        closed = _closed(places.gather(1, order), kept.gather(1, order), begins)
+        closed = closed_positions(places.gather(1, order), kept.gather(1, order), begins)
         positions = torch.zeros_like(places).scatter(1, order, closed)
     samples = None
     if mask is None and bool(begins.any()):
@@ -192,25 +193,6 @@ def memory_of_call(
         unknown=unknown,
         samples=samples,
     )
-
-
-def _begins_of_samples(positions: Tensor, real: Tensor, *, by_gaps: bool) -> Tensor:
-    """Tokens that begin another sample of a packed row, bool (batch, tokens).
-
-    A sample begins where the caller's positions start again. With `by_gaps` it begins at any gap in them, which is how
-    transformers reads positions without a mask.
-    """
-    step = positions.diff(dim=1)
-    return torch.nn.functional.pad((step != 1) if by_gaps else (step <= 0), (1, 0)) & real
-
-
-def _closed(positions: Tensor, kept: Tensor, begins: Tensor) -> Tensor:
-    """Lower each position by the tokens dropped before it in its sample. Samples after the first start at 0."""
-    step = torch.arange(positions.shape[1]).expand_as(positions)
-    lost = step - (kept.cumsum(1) - kept)
-    first = torch.where(begins, step, 0).cummax(1).values  # of the sample that a token belongs to
-    start = torch.where(first > 0, positions.gather(1, first), 0)
-    return (positions - start - (lost - lost.gather(1, first))).clamp(min=0)
 
 
 def remember(cache: Any, memory: Memory) -> None:

@@ -111,8 +111,3 @@ def shorten(
     elif not bool(real.all()):
         mask = real.long()
     return ShortPrompt(ids, mask, index, real, placed)
-
-
-def original_positions(present: Tensor) -> Tensor:
-    """Positions (batch, long) that an uncompressed call gives to a prompt; `present` is nonzero where a token is."""
-    return (present.bool().long().cumsum(-1) - 1).clamp(min=0)

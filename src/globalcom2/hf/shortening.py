@@ -17,7 +17,8 @@ from globalcom2.hf.cache import memory_of_call
 from globalcom2.hf.logits import places_of_logits
 from globalcom2.hf.merging import kept_features
 from globalcom2.hf.packed import block_mask, caches, check_padding, cut_lengths
-from globalcom2.hf.prompt import ALIGNED, ShortPrompt, original_positions, shorten
+from globalcom2.hf.positions import original_positions
+from globalcom2.hf.prompt import ALIGNED, ShortPrompt, shorten
 from globalcom2.hf.report import Clock, ImageReport, best_first, raster
 from globalcom2.hf.saliency import Encoded
 from globalcom2.hf.visuals import Visuals, entries_of, wanted_tokens

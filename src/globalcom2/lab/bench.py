@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +22,11 @@ from globalcom2.core.methods import parse_method
 from globalcom2.hf.compression import compress
 from globalcom2.hf.report import Clock
 from globalcom2.lab.estimates import estimate_costs, speedup
-from globalcom2.lab.labels import FULL, is_full, label
+from globalcom2.lab.labels import FULL, is_full
 from globalcom2.lab.memory import PeakMemory, freed_memory_kept
 
 DERIVED = ("projection_seconds", "prefill_seconds", "decode_seconds_per_token")
 """Differences of times. Noise can make them negative; None is reported then."""
-PHASES = {"tower": "#4c72b0", "selection": "#c44e52", "projection": "#55a868", "prefill": "#dd8452"}
-"""What a time to first token is made of, in order, with the colours of the plot."""
 
 
 @dataclass(frozen=True)
@@ -288,31 +285,3 @@ def compare_attention(model: Any, plan: Plan) -> dict[str, float]:
                 for name, value in took.items():
                     seconds[name].append(value)
     return {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
-
-
-def draw_bench(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the time to first token by phase as stacked bars, one bar per row.
-
-    Args:
-        rows: Rows of `measure`, also of an older file; a phase without a figure has no bar.
-        path: Where to save the plot; the ending decides the format.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(7, 1.2 + 0.42 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    names = [f"{label(r)} {r['retention_ratio']:g}, batch {r['batch_size']}" for r in rows]
-    left = [0.0] * len(rows)
-    for phase, color in PHASES.items():
-        values = [row[f"{phase}_seconds"] or 0.0 for row in rows]
-        axis.barh(names, values, left=left, label=phase, color=color)
-        left = [a + b for a, b in zip(left, values, strict=True)]
-    for y, row in enumerate(rows):
-        axis.text(left[y], y, f" {row['speedup']:.2f}x", va="center", fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("seconds to the first token")
-    axis.set_xlim(0, 1.12 * max(left))
-    axis.legend(loc="lower right")
-    figure.savefig(path, dpi=110)

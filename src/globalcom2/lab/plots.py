@@ -1,4 +1,4 @@
-"""Plots of evaluation and analysis results."""
+"""Plots of evaluations, analyses and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from globalcom2.lab.labels import label
 
 COLORS = ("#c44e52", "#4c72b0", "#8c8c8c", "#55a868", "#dd8452", "#8172b3")
+PHASES = {"tower": "#4c72b0", "selection": "#c44e52", "projection": "#55a868", "prefill": "#dd8452"}
+"""What a time to first token is made of, in order, with the colours of the plot."""
 
 
 def draw_eval(rows: list[dict[str, Any]], path: Path) -> None:
@@ -62,6 +64,31 @@ def draw_analysis(rows: list[dict[str, Any]], path: Path) -> None:
     axis.barh(names, values, xerr=[[max(0.0, e) for e in side] for side in errors], color=COLORS[1], capsize=3)
     axis.invert_yaxis()
     axis.set_xlabel("accuracy")
+    figure.savefig(path, dpi=110)
+
+
+def draw_bench(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the time to first token by phase as stacked bars, one bar per row.
+
+    Args:
+        rows: Rows of `lab.bench.measure`, also of an older file; a phase without a figure has no bar.
+        path: Where to save the plot; the ending decides the format.
+    """
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    names = [f"{label(r)} {r['retention_ratio']:g}, batch {r['batch_size']}" for r in rows]
+    left = [0.0] * len(rows)
+    for phase, color in PHASES.items():
+        values = [row[f"{phase}_seconds"] or 0.0 for row in rows]
+        axis.barh(names, values, left=left, label=phase, color=color)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    for y, row in enumerate(rows):
+        axis.text(left[y], y, f" {row['speedup']:.2f}x", va="center", fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds to the first token")
+    axis.set_xlim(0, 1.12 * max(left))
+    axis.legend(loc="lower right")
     figure.savefig(path, dpi=110)
 
 
