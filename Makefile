@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-vllm-slow test-train test-versions lint train-mini bench clean
+.PHONY: help setup demo web test test-docs test-web test-vllm test-vllm-slow test-train test-versions docs lint train-mini bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -21,8 +21,28 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## answer a question about a picture with all visual tokens and with 10 % of them
 	$(BIN)/globalcom2 ask --retention 0.1 --picture globalcom2-demo.png
 
+web: .venv-web/.installed  ## open the page: your own picture and question
+	.venv-web/bin/globalcom2 web
+
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+docs: .venv-web/.installed  ## build the documentation into site/
+	.venv-web/bin/mkdocs build --strict
+
+test-docs: .venv-web/.installed  ## run every code block of README and docs, and the notebooks
+	HF_HUB_OFFLINE=1 .venv-web/bin/python -m pytest tests/docs
+	HF_HUB_OFFLINE=1 .venv-web/bin/python -m pytest --nbmake notebooks
+
+test-web: .venv-web/.installed  ## run the tests of the page in a browser (needs chromium)
+	HF_HUB_OFFLINE=1 .venv-web/bin/python -m pytest tests/web
+
+# The page, the documentation and the notebooks share an environment: gradio needs an older Pillow than we do.
+.venv-web/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-web
+	.venv-web/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-web/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,web,docs,notebooks,browser]"
+	touch $@
 
 test-vllm: .venv-vllm/.installed  ## run the tests of the vLLM plugin, in an environment of their own
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/engine -m "not slow"
@@ -58,4 +78,4 @@ train-mini: $(STAMP)  ## train a mini model from nothing; resumes after a stop
 	PYTHON=$(abspath $(BIN))/python $(MAKE) -C training/mini
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .venv-vllm .venv-train .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-web .venv-vllm .venv-train site .pytest_cache .mypy_cache .ruff_cache .hypothesis
