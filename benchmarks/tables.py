@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from globalcom2.adapters.families import get_family, list_models
 from globalcom2.lab.dataset import load_examples
+from globalcom2.lab.estimates import estimate_costs, named_configs
 from globalcom2.lab.evals import markdown_table
 from globalcom2.lab.intervals import Bootstrap, interval
-from globalcom2.lab.labels import label, percent
+from globalcom2.lab.labels import FULL, label, percent
 from globalcom2.mini import EVALUATION_SET
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +129,38 @@ def gpu() -> str:
     return "\n".join(lines)
 
 
+def which_ratio() -> str:
+    """Quality of the mini model beside the costs of LLaVA-NeXT-7B, one row per ratio."""
+    quality = {r["retention_ratio"]: r for r in runs("mini-eval") if label(r) in (FULL, "globalcom2")}
+    measured = json.loads((RESULTS / "bench-7b-h200.json").read_text())["rows"]
+    speed = {row["retention_ratio"]: row for row in measured if row["batch_size"] == 16}
+    costs = estimate_costs(named_configs()["llava-next-7b"], (672, 672), [1.0, 0.5, 0.25, 0.1, 0.05])
+    lines = [
+        "| ratio | accuracy kept | reading | counting | operations | KV cache | first token | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cost in costs:
+        own, timed = quality[cost["retention_ratio"]], speed.get(cost["retention_ratio"])
+        kinds = (percent(own["kinds"]["read"]), percent(own["kinds"]["count"]))
+        cells = [f"{cost['retention_ratio']:g}", percent(own["relative"]), *kinds, percent(cost["share_of_whole"])]
+        cells += [f"{cost['kv_cache_bytes'] / 2**20:,.0f} MiB"]
+        cells += ["-", "-"] if timed is None else _timed(timed)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _timed(row: dict[str, Any]) -> list[str]:
+    return [f"{row['ttft_seconds']:.2f} s", f"{row['peak_memory_bytes'] / 1e9:.1f} GB"]
+
+
+def families() -> str:
+    """Supported families, one line each, with a checkpoint's name on the hub."""
+    lines = ["| model type | a checkpoint |", "|---|---|"]
+    for name in list_models():
+        lines.append(f"| `{name}` | {next(iter(get_family(name).checkpoints), '-')} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "eval-short": short,
     "eval": lambda: markdown_table(runs("mini-eval")),
@@ -135,6 +169,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-kept": digits_kept,
     "sweep": sweep,
     "gpu": gpu,
+    "which-ratio": which_ratio,
+    "families": families,
 }
 
 
