@@ -1,22 +1,225 @@
-"""One question about one image, answered with all visual tokens and with a part of them."""
+"""One question about one image, answered with all visual tokens and with a part of them, in one or several settings."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from globalcom2.adapters.families import load_adapter
 from globalcom2.core.methods import parse_method
-from globalcom2.errors import InputError
-from globalcom2.hf.compression import compress
-from globalcom2.hf.report import Report
+from globalcom2.errors import InputError, UnsupportedModelError
+from globalcom2.hf.compression import Compression, compress
+from globalcom2.hf.report import ImageReport
 from globalcom2.lab.chat import chat_prompt
-from globalcom2.lab.costs import prefill_flops, tower_flops
+from globalcom2.lab.costs import prefill_flops
+from globalcom2.lab.labels import label
 from globalcom2.lab.picture import draw_picture
+from globalcom2.lab.vision_costs import tower_flops_of
+
+LONGEST_ANSWER = 32
+Progress = Callable[[int, int], None]
+"""Told how many answers of how many are there."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to compress: a method at a ratio."""
+
+    method: str = "globalcom2"
+    retention_ratio: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the method and further arguments of `compress`."""
+
+    @classmethod
+    def of(cls, text: str, retention_ratio: float, **more: Any) -> Setting:
+        """From a method as the command line has it, such as "globalcom2:preset=paper"; its options win over `more`."""
+        method, options = parse_method(text)
+        return cls(method, retention_ratio, {**more, **options})
+
+    def block(self, model: Any) -> Compression:
+        """The setting bound to a model. Raises `InputError` for a wrong option."""
+        return compress(model, self.retention_ratio, self.method, **self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer, and what it cost."""
+
+    answer: str
+    visual_tokens: int
+    """Visual tokens that the language model read, newlines included."""
+    prompt_tokens: int
+    """Length of the prompt that it read."""
+    prefill_flops: int | None
+    """Operations of the language model on the prompt; None for a model family whose formula is not known."""
+    tower_flops: int | None
+    """Operations of the vision tower on all views, alike in all settings; None as above."""
+    seconds: float
+    """Of the whole `generate` call, vision tower included."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        names = ("answer", "visual_tokens", "prompt_tokens", "prefill_flops", "tower_flops", "seconds")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Answer):
+    """The answer in one setting."""
+
+    method: str
+    """The method's name."""
+    options: dict[str, Any]
+    retention_ratio: float
+    crop_ratios: list[float]
+    """Fraction of valid tokens kept, per crop, row-major."""
+    selection_seconds: float
+    entry: ImageReport | None
+    """The image's entry in the report; None if nothing was compressed."""
+
+    @property
+    def label(self) -> str:
+        """The method with its options, as tables name it."""
+        return label({"method": self.method, "options": self.options})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; the setting is left out."""
+        return super().to_dict() | {"crop_ratios": self.crop_ratios, "selection_seconds": self.selection_seconds}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One question, answered with all visual tokens once and then in each setting."""
+
+    question: str
+    image: Image.Image
+    full: Answer
+    runs: tuple[Run, ...]
+
+
+def compare(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    question: str,
+    settings: Sequence[Setting],
+    *,
+    max_new_tokens: int = LONGEST_ANSWER,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Answer a question with all visual tokens once, then in each setting.
+
+    Each timed call follows a call of one token in the same setting, so that no answer pays for a first time.
+
+    Args:
+        model: A model of a supported family.
+        processor: Its processor.
+        image: The image that the question is about, RGB.
+        question: Text without the tag that stands for the image.
+        settings: What to compare; may be empty.
+        max_new_tokens: Length of the longest answer.
+        progress: Called after each answer.
+
+    Raises:
+        InputError: The question is empty or holds the tag, or a setting has a wrong option: before anything is asked.
+    """
+    check_question(processor, question)
+    blocks = [setting.block(model) for setting in settings]
+    inputs = prepare(model, processor, image, question)
+    told, total = progress or (lambda done, total: None), 1 + len(settings)
+    before = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    rest = inputs["input_ids"].shape[1] - before
+    tower = _known(lambda: _tower(model, inputs))
+
+    def costs(visual: int) -> dict[str, Any]:
+        text = model.config.get_text_config()
+        return {
+            "visual_tokens": visual,
+            "prompt_tokens": rest + visual,
+            "prefill_flops": _known(lambda: prefill_flops(text, rest + visual)),
+            "tower_flops": tower,
+        }
+
+    _generate(model, inputs, 1)
+    text, seconds = _answer(model, processor, inputs, max_new_tokens)
+    full = Answer(answer=text, seconds=seconds, **costs(before))
+    told(1, total)
+    runs = []
+    for setting, compression in zip(settings, blocks, strict=True):
+        with compression:
+            _generate(model, inputs, 1)
+            text, seconds = _answer(model, processor, inputs, max_new_tokens)
+        report = compression.report
+        entry = report[0] if len(report) else None  # at a ratio of 1 nothing may be compressed
+        runs.append(
+            Run(
+                answer=text,
+                seconds=seconds,
+                method=setting.method,
+                options=setting.options,
+                retention_ratio=setting.retention_ratio,
+                crop_ratios=[] if entry is None else entry.crop_ratios,
+                selection_seconds=report.seconds.get("selection", 0.0),
+                entry=entry,
+                **costs(before if entry is None else report.tokens_after),
+            )
+        )
+        told(1 + len(runs), total)
+    return Comparison(question, image, full, tuple(runs))
+
+
+def check_question(processor: Any, question: str) -> None:
+    """Raise `InputError` for a question that is empty or holds the tag that stands for the image."""
+    tag = getattr(processor, "image_token", "<image>")
+    if not question.strip() or tag in question:
+        raise InputError(f"question must be text without {tag!r}, got {question!r}. The image is put in by itself.")
+
+
+def prepare(model: Any, processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
+    """What the model takes for one question about one image, on its device and in its number format."""
+    made = processor(text=[chat_prompt(processor, question)], images=[[image]], return_tensors="pt")
+    inputs = dict(made.to(model.device))
+    return {
+        name: value.to(model.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def _tower(model: Any, inputs: dict[str, Any]) -> int:
+    """Operations of the vision tower on the call's one image."""
+    call = {**inputs, "input_ids": inputs["input_ids"].cpu()}
+    layouts = load_adapter(model.config.model_type).layouts(model.base_model, call)
+    return sum(tower_flops_of(model.config, layout) for layout in layouts)
+
+
+def _known(count: Callable[[], int]) -> int | None:
+    """What `count` returns, or None where it raises because no formula is known."""
+    try:
+        return count()
+    except UnsupportedModelError:
+        return None
+
+
+def _generate(model: Any, inputs: dict[str, Any], max_new_tokens: int) -> torch.Tensor:
+    out: torch.Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return out
+
+
+def _answer(model: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int) -> tuple[str, float]:
+    """The answer, and the seconds that it took."""
+    start = time.perf_counter()
+    out = _generate(model, inputs, max_new_tokens)
+    if out.device.type == "cuda":
+        torch.cuda.synchronize(out.device)
+    seconds = time.perf_counter() - start
+    new = out[0, inputs["input_ids"].shape[1] :]
+    return str(processor.decode(new, skip_special_tokens=True)).strip(), seconds
 
 
 @dataclass(frozen=True)
@@ -29,7 +232,7 @@ class Asked:
     """A method, with options if you like, as `parse_method` reads it."""
     drawing: Path | None = None
     """Where to draw what was kept; None draws nothing."""
-    max_new_tokens: int = 32
+    max_new_tokens: int = LONGEST_ANSWER
 
 
 def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked) -> dict[str, Any]:
@@ -42,77 +245,32 @@ def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked
         asked: Question, ratio, method, and where to draw what was kept.
 
     Returns:
-        The object that `globalcom2 ask --json` prints, without the model's name. Seconds are of the whole `generate`
-        call, vision tower included, each after a warm-up of one token.
+        `described` of the one run, with the question, and where it was drawn.
 
     Raises:
-        InputError: The question is empty, or holds the tag that stands for the image.
+        InputError: As `compare` does.
     """
-    tag = getattr(processor, "image_token", "<image>")
-    if not asked.question.strip() or tag in asked.question:
-        raise InputError(
-            f"question must be text without {tag!r}, got {asked.question!r}. The image is put in by itself."
-        )
-    inputs = processor(text=chat_prompt(processor, asked.question), images=image, return_tensors="pt").to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    method, options = parse_method(asked.method)
-    compression = compress(model, asked.retention_ratio, method, **options)
-    model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    with compression:
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    full = _answer(model, processor, inputs, asked.max_new_tokens)
-    with compression:
-        short = _answer(model, processor, inputs, asked.max_new_tokens)
-    report = compression.report
-    _add_costs(model, inputs, report, full, short)
-    drawn = asked.drawing is not None and len(report) > 0
-    if drawn:
-        draw_picture(image, report[0], asked.drawing, title=_title(asked.question, full, short))
+    setting = Setting.of(asked.method, asked.retention_ratio)
+    found = compare(model, processor, image, asked.question, [setting], max_new_tokens=asked.max_new_tokens)
+    (run,) = found.runs
+    drawn = asked.drawing is not None and run.visual_tokens < found.full.visual_tokens
+    if drawn and run.entry is not None:
+        draw_picture(image, run.entry, asked.drawing, title=title(found, run))
+    return {"question": asked.question, **described(found, run), "picture": str(asked.drawing) if drawn else None}
+
+
+def described(found: Comparison, run: Run) -> dict[str, Any]:
+    """One run beside all tokens, as `globalcom2 ask --json` has it: plain values."""
     return {
-        "question": asked.question,
-        "retention_ratio": asked.retention_ratio,
-        "method": method,
-        "options": options,
-        "full": full,
-        "compressed": short,
-        "picture": str(asked.drawing) if drawn else None,
+        "retention_ratio": run.retention_ratio,
+        "method": run.method,
+        "options": run.options,
+        "full": found.full.to_dict(),
+        "compressed": run.to_dict(),
     }
 
 
-def _add_costs(model: Any, inputs: Any, report: Report, full: dict[str, Any], short: dict[str, Any]) -> None:
-    """Add tokens and operations to both answers, and to the compressed one what its crops kept."""
-    before = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    compressed = len(report) > 0  # at a ratio of 1 nothing is
-    after = report.tokens_after if compressed else before
-    views = report[0].layout.views if compressed else inputs["pixel_values"].shape[1]
-    prompt = inputs["input_ids"].shape[1]
-    text = model.config.get_text_config()
-    tower = tower_flops(model.config.vision_config, views)
-    for answer, visual in ((full, before), (short, after)):
-        length = prompt - before + visual
-        answer |= {
-            "visual_tokens": visual,
-            "prompt_tokens": length,
-            "prefill_flops": prefill_flops(text, length),
-            "tower_flops": tower,
-        }
-    short["crop_ratios"] = report[0].crop_ratios if compressed else []
-    short["selection_seconds"] = report.seconds.get("selection", 0.0)
-
-
-def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> dict[str, Any]:
-    start = time.perf_counter()
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    if out.device.type == "cuda":
-        torch.cuda.synchronize(out.device)
-    seconds = time.perf_counter() - start
-    new = out[0, inputs["input_ids"].shape[1] :]
-    return {"answer": processor.decode(new, skip_special_tokens=True).strip(), "seconds": seconds}
-
-
-def _title(question: str, full: dict[str, Any], short: dict[str, Any]) -> str:
-    share = short["visual_tokens"] / full["visual_tokens"]
-    return (
-        f"{question}\nall {full['visual_tokens']} tokens: {full['answer']}    "
-        f"{short['visual_tokens']} tokens ({share:.0%}): {short['answer']}"
-    )
+def title(found: Comparison, run: Run) -> str:
+    """Two lines for a drawing of a run: the question, and both answers with their tokens."""
+    before, after = found.full.visual_tokens, run.visual_tokens
+    return f"{found.question}\nall {before} tokens: {found.full.answer}    {after} tokens ({after / before:.0%}): {run.answer}"
