@@ -14,11 +14,22 @@ from torch import Tensor
 
 from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep
+from globalcom2.errors import GlobalCom2Error, InputError
+from globalcom2.hf.pixels import Pixels
 
 NOTHING_COMPRESSED = (
     "nothing was compressed in the last call: there was none yet, it had no images or videos, its ratio was 1, or it "
     "passed through. Check len(report) first."
 )
+
+
+MOST_LINES = 20
+"""Entries that `print(report)` lists."""
+COLUMNS = (
+    "modality", "row", "grid", "token_grid", "thumbnail_grid", "tokens_before", "tokens_after", "retained",
+    "thumbnail_ratio", "crop_ratios",
+)  # fmt: skip
+"""Keys of an entry's `to_dict`, and columns of `to_pandas`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,12 +43,16 @@ class ImageReport:
     """Row of the batch whose prompt has the image."""
     layout: Layout
     keep: Keep
-    thumbnail_scores: Tensor
-    """float (tokens,), row-major in the thumbnail."""
+    thumbnail_scores: Tensor | None
+    """float (tokens,), row-major in the thumbnail; None at a ratio of 1, where no score is read."""
     kept: Tensor
     """bool (placeholders,): the image's places in the full prompt that stayed."""
     modality: str = "image"
     """"image" or "video"."""
+    scores: Tensor | None = None
+    """float (crops, tokens), each crop's own, row-major in the crop; None at a ratio of 1."""
+    pixels: Pixels | None = field(default=None, kw_only=True)
+    """What the vision tower saw of it, as long as the caller keeps the call's pixels."""
 
     def __repr__(self) -> str:
         rows, cols = self.grid
@@ -61,6 +76,11 @@ class ImageReport:
         """Visual tokens that the language model read, newlines included."""
         return int(self.kept.sum())
 
+    @property
+    def retained(self) -> float:
+        """Fraction of the visual tokens that were kept."""
+        return self.tokens_after / max(self.tokens_before, 1)
+
     @cached_property
     def thumbnail_ratio(self) -> float | None:
         """Fraction of the thumbnail's tokens that were kept; None for a video."""
@@ -74,7 +94,13 @@ class ImageReport:
 
     @property
     def thumbnail_map(self) -> Tensor:
-        """The thumbnail's scores as a map, float (height, width)."""
+        """The thumbnail's scores as a map, float (height, width), on the host.
+
+        Raises:
+            InputError: The entry has no scores: its ratio was 1.
+        """
+        if self.thumbnail_scores is None:
+            raise InputError("entry must be of a compressed call, got one at a ratio of 1, which reads no scores.")
         return self.thumbnail_scores.float().cpu().view(self.layout.thumbnail_grid)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,8 +109,11 @@ class ImageReport:
             "modality": self.modality,
             "row": self.row,
             "grid": list(self.grid),
+            "token_grid": list(self.layout.token_grid),
+            "thumbnail_grid": list(self.layout.thumbnail_grid) if self.layout.thumbnail else None,
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
+            "retained": self.retained,
             "thumbnail_ratio": self.thumbnail_ratio,
             "crop_ratios": self.crop_ratios,
         }
@@ -126,6 +155,11 @@ class Report(Sequence[ImageReport]):
         counts = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
         return f"Report({self.method!r}, retention_ratio={self.retention_ratio:g}, {entries}, {counts})"
 
+    def __str__(self) -> str:
+        lines = [repr(self), *(f"  {number}: {entry!r}" for number, entry in enumerate(self.images[:MOST_LINES]))]
+        more = len(self) - MOST_LINES
+        return "\n".join([*lines, f"  and {more} more"] if more > 0 else lines)
+
     @property
     def tokens_before(self) -> int:
         """Visual tokens of all images and videos in the uncompressed prompts."""
@@ -151,6 +185,22 @@ class Report(Sequence[ImageReport]):
             "seconds": self.seconds,
             "images": [image.to_dict() for image in self],
         }
+
+    def to_pandas(self) -> Any:
+        """One row per image or video as a `pandas.DataFrame`, with the call's ratio and method in each.
+
+        Raises:
+            GlobalCom2Error: pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: PLC0415 - an optional package
+        except ImportError:
+            raise GlobalCom2Error(
+                "to_pandas needs pandas, got none. Run `pip install pandas`, or take to_dict(), which needs nothing."
+            ) from None
+        call = {"retention_ratio": self.retention_ratio, "method": self.method}
+        columns = ["retention_ratio", "method", *COLUMNS]
+        return pandas.DataFrame([{**call, **image.to_dict()} for image in self], columns=columns)
 
 
 @dataclass
@@ -189,6 +239,8 @@ def raster(image: ImageReport) -> Tensor:
 
 def best_first(image: ImageReport) -> Tensor:
     """Kept places of one image, int (kept,). The thumbnail's come best first, as in the published code."""
+    if image.thumbnail_scores is None:
+        return raster(image)
     slots, tokens = image.layout.slots, image.layout.thumbnail_tokens
     place = torch.arange(len(slots))
     in_thumbnail = (slots >= 0) & (slots < tokens)

@@ -15,6 +15,7 @@ from globalcom2.core.groups import Group, places_of
 from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep
 from globalcom2.errors import InputError
+from globalcom2.hf.pixels import Pixels
 from globalcom2.hf.report import ImageReport
 
 EntryT = TypeVar("EntryT")
@@ -32,6 +33,8 @@ class Visuals:
     """bool (batch, long), on the host: places of the full prompts that these fill."""
     rows: list[int]
     """Row of the batch for each."""
+    pixels: Any = None
+    """What the tower reads, as the caller gave it."""
 
     @property
     def lengths(self) -> list[int]:
@@ -63,7 +66,7 @@ def visuals_of_call(model: Any, call: dict[str, Any], ids: Tensor, adapters: Seq
         placeholder = ids == getattr(model.config, f"{adapter.modality}_token_id")
         rows = _rows(placeholder, layouts, adapter.modality)
         arguments = adapter.encode_arguments(model.base_model, call)
-        found.append(Visuals(adapter, arguments, layouts, placeholder, rows))
+        found.append(Visuals(adapter, arguments, layouts, placeholder, rows, call[adapter.pixels]))
     if found and call.get("pixel_values_videos") is not None and all(v.adapter.modality != "video" for v in found):
         raise InputError(
             "pixel_values_videos must not come with images in a compressed call of this family, got both. Ask about "
@@ -96,7 +99,14 @@ def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> li
             seen = kept[n] if shown is None else kept[n] & shown[i]
             own = Keep(*(tensor[n] for tensor in group.masks))
             entries[i] = ImageReport(
-                visuals.rows[i], group.layout, own, group.thumbnails[n], seen, visuals.adapter.modality
+                visuals.rows[i],
+                group.layout,
+                own,
+                group.thumbnails[n].detach(),
+                seen,
+                visuals.adapter.modality,
+                group.views.scores[n].detach(),
+                pixels=Pixels(visuals.pixels, visuals.layouts, visuals.rows, i),
             )
     return [entries[i] for i in range(len(visuals.layouts))]
 

@@ -1,0 +1,75 @@
+"""What the vision tower saw of each image of a call, for drawings: the caller's own tensor, never kept alive by us."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globalcom2.core.layout import Layout
+
+
+class Pixels:
+    """Pixels of one image or video, as long as the caller keeps the tensor of the call and does not write into it.
+
+    Holds a weak reference. A copy and a pickle of it are empty.
+
+    Args:
+        given: The pixels of the whole call.
+        layouts: Of all its images, or videos, in prompt order.
+        rows: Row of the batch for each.
+        index: Which of them this one is.
+    """
+
+    def __init__(self, given: Any, layouts: Sequence[Layout] = (), rows: Sequence[int] = (), index: int = 0):
+        self._given = weakref.ref(given) if isinstance(given, Tensor) else None
+        self._version = _version(given)
+        self._layouts, self._rows, self._index = layouts, rows, index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pixels, (None,)
+
+    def views(self) -> Tensor | None:
+        """The image's views, float (views, 3, height, width), the thumbnail first, on their device.
+
+        None where the tensor is gone or was written into, or where it does not hold one picture per view.
+        """
+        given = None if self._given is None else self._given()
+        if given is None or _version(given) != self._version or given.ndim not in (4, 5) or given.shape[-3] != 3:
+            return None
+        layout = self._layouts[self._index]
+        start = self._start(given)
+        if start is None:
+            return None
+        views = given.detach().flatten(0, -4)[start : start + layout.views]
+        if len(views) < layout.views:
+            return None
+        # The tower's order is that of the prompt, which begins with the thumbnail or ends with it.
+        last = layout.thumbnail and len(layout.slots) > 0 and int(layout.slots[0]) != 0
+        return views.roll(1, 0) if last else views
+
+    def _start(self, given: Tensor) -> int | None:
+        """Where the image's views begin in the pixels, counted in views. None if that cannot be told."""
+        counts = [layout.views for layout in self._layouts]
+        before = sum(counts[: self._index])
+        if given.ndim == 4:  # the views of all images, end to end
+            return before if len(given) == sum(counts) else None
+        most = given.shape[1]
+        row = self._rows[self._index]
+        in_row = [sum(n for n, own in zip(counts, self._rows, strict=True) if own == r) for r in range(len(given))]
+        per_row = row < len(given) and max(self._rows) < len(given) and max(in_row) == most
+        per_image = len(given) == len(counts) and max(counts) == most
+        own_row = sum(n for n, own in zip(counts[: self._index], self._rows[: self._index], strict=True) if own == row)
+        starts = {self._index * most} if per_image else set()
+        starts |= {row * most + own_row} if per_row else set()
+        return starts.pop() if len(starts) == 1 else None
+
+
+def _version(given: Any) -> int | None:
+    """How often a tensor was written into; None where torch does not count it."""
+    if not isinstance(given, Tensor) or given.is_inference() or torch.compiler.is_compiling():
+        return None
+    return int(given._version)
