@@ -182,12 +182,20 @@ def check_question(processor: Any, question: str) -> None:
 
 
 def prepare(model: Any, processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
-    """What the model takes for one question about one image, on its device and in its number format."""
-    made = processor(text=[chat_prompt(processor, question)], images=[[image]], return_tensors="pt")
-    inputs = dict(made.to(model.device))
+    """What the model takes for one question about one image, on its device and in its number format.
+
+    Raises:
+        InputError: The processor made no place for the image in the prompt.
+    """
+    made = processor(text=chat_prompt(processor, question), images=image, return_tensors="pt").to(model.device)
+    if not bool((made["input_ids"] == model.config.image_token_id).any()):
+        raise InputError(
+            "the processor must have a chat template that gives an image its place in the prompt, got one whose prompt has "
+            "no visual tokens. Call compress on the model with a prompt of your own."
+        )
     return {
         name: value.to(model.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
+        for name, value in made.items()
     }
 
 
