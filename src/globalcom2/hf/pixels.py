@@ -61,7 +61,7 @@ class Pixels:
         row = self._rows[self._index]
         in_row = [sum(n for n, own in zip(counts, self._rows, strict=True) if own == r) for r in range(len(given))]
         per_row = row < len(given) and max(self._rows) < len(given) and max(in_row) == most
-        per_image = len(given) == len(counts) and max(counts) == most
+        per_image = len(given) == len(counts) and max(counts) <= most
         own_row = sum(n for n, own in zip(counts[: self._index], self._rows[: self._index], strict=True) if own == row)
         starts = {self._index * most} if per_image else set()
         starts |= {row * most + own_row} if per_row else set()
