@@ -12,7 +12,8 @@ from globalcom2._version import __version__
 
 if TYPE_CHECKING:
     from globalcom2.adapters.families import list_models
-    from globalcom2.core.methods import Method, list_methods, register_method
+    from globalcom2.core.method import Method
+    from globalcom2.core.methods import list_methods, register_method
     from globalcom2.core.ranking import Ranking
     from globalcom2.core.selection import Keep, select
     from globalcom2.core.views import Views
@@ -30,7 +31,7 @@ _WHERE = {
     "ImageReport": "hf.report",
     "InputError": "errors",
     "Keep": "core.selection",
-    "Method": "core.methods",
+    "Method": "core.method",
     "Ranking": "core.ranking",
     "Report": "hf.report",
     "UnsupportedModelError": "errors",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globalcom2.core.methods import Method
+from globalcom2.core.method import Method
 from globalcom2.core.ranking import Merge, Ranking
 from globalcom2.core.views import Views, describe
 from globalcom2.errors import DataError, InputError
@@ -77,7 +77,7 @@ def _check(
 
 
 def _wrong(method: Method, expected: str, got: str) -> InputError:
-    return InputError(f"method {method.name!r} ({method.target}) must return {expected}, got {got}.")
+    return InputError(f"method {method.name!r} ({method.where}) must return {expected}, got {got}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class Unchecked:
                 if not bool(fine):
                     own: Tensor = _part(ranking, name)
                     raise DataError(
-                        f"method {self.method.name!r} ({self.method.target}) must return {name} that are {expected}, got "
+                        f"method {self.method.name!r} ({self.method.where}) must return {name} that are {expected}, got "
                         f"{_extremes(own)}."
                     )
 

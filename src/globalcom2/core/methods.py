@@ -1,103 +1,21 @@
-"""The registry of selectors: names to lazily imported functions. Knows no torch, so listing is instant."""
+"""The registry of selectors: names to lazily imported functions, and how texts and functions name a selector."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from globalcom2.core.method import Method, name_of, signature
+from globalcom2.core.presets import preset_settings
 from globalcom2.errors import InputError, unknown_name
 
 ENTRY_POINTS = "globalcom2.methods"
 """Entry-point group: another package registers `name = "module:METHOD"`, METHOD being a `Method`."""
-
-
-READS = ("features", "keys", "cls")
-"""What a method may read of the tower besides scores."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One selector, and what it wants to be given.
-
-    `target` is called as function(views, retention_ratio, **options) and returns a `globalcom2.selectors.Ranking`.
-    Options are its keyword-only parameters.
-
-    With `nested=False` the function has one more keyword-only parameter, `counts`, and is asked several times:
-
-    1. `counts=None`: it answers with its `ratios` and any scores. From these, allocation makes the number of tokens for
-       the thumbnail and for each crop.
-    2. `counts` a `globalcom2.selectors.Counts` of those numbers: the tokens that it ranks first must be its set of that
-       size, in the thumbnail and in each crop. Where it returned `ratios=None`, `counts.crops` is (batch, 1), the size
-       of one set over all crops; with `thumbnail_competes` the thumbnail's tokens are among these.
-    3. Where newlines count, once more: the set opens lines, newlines are paid for them, and `counts` says what is left.
-       What its last set opens may differ by a line or two, so a few tokens more or fewer may be kept than `counts` said,
-       in the order of its last answer.
-
-    `ratios` and `thumbnail_competes` of the first answer hold; those of later ones are not read. Totals are exact
-    whatever the function returns.
-
-    Raises:
-        InputError: A field of the wrong type or out of range.
-    """
-
-    name: str
-    """For `method=`."""
-    target: str
-    """"module:function", imported on first use."""
-    summary: str
-    """One line for lists."""
-    source: str
-    """Where it was published, or what it is for."""
-    published: dict[str, Any] = field(default_factory=dict)
-    """Options that reproduce the published code, used with `exact=False`."""
-    needs_features: bool = False
-    """An older way to say `reads=("features",)`."""
-    needs_grid: bool = True
-    """False for a method that looks at no crop's place. All others get no image whose grid is unknown: its crops share
-    the budget evenly, with a warning."""
-    nested: bool = True
-    """Whether the set of n tokens contains that of n - 1 for every n, so that one order says all. False: the function is
-    told its counts before it chooses."""
-    score: str | None = None
-    """The score type that the method is defined on, see `Views`. Used where the caller of `compress` leaves `score` out.
-    None: the model family's."""
-    layers: tuple[int, ...] = ()
-    """Further layers of the tower whose scores the method reads as `views.layer_scores`, besides the one of `scores`;
-    negative counts from the end. They have the same score type, which must be one that is read in attention."""
-    reads: tuple[str, ...] = ()
-    """What of "features", "keys" and "cls" the method reads in `Views`. Each costs a copy of what the tower made."""
-    merges: bool = False
-    """Whether the method's `Ranking.merge` may be other than None."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.reads, tuple) or any(name not in READS for name in self.reads):
-            raise InputError(
-                f"reads of method {self.name!r} must be a tuple of {', '.join(READS)}, got {self.reads!r}."
-            )
-        if not isinstance(self.layers, tuple) or any(type(layer) is not int for layer in self.layers):
-            raise InputError(f"layers of method {self.name!r} must be a tuple of integers, got {self.layers!r}.")
-
-    @property
-    def wanted(self) -> frozenset[str]:
-        """What of "features", "keys" and "cls" the method is given."""
-        return frozenset(self.reads) | ({"features"} if self.needs_features else frozenset())
-
-    @property
-    def on_scores_alone(self) -> bool:
-        """Whether scores of one layer are all that the method reads, and masks all that it decides."""
-        return not self.wanted and not self.layers and not self.merges
-
-    def load(self) -> Callable[..., Any]:
-        """Import the selector's function."""
-        module, _, function = self.target.partition(":")
-        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
 
 _METHODS = {
@@ -132,7 +50,7 @@ def register_method(method: Method) -> None:
     """Add a selector under its name; a name can be registered once."""
     if method.name in _METHODS:
         raise InputError(
-            f"method {method.name!r} is already registered by {_METHODS[method.name].target}. Choose another name."
+            f"method {method.name!r} is already registered by {_METHODS[method.name].where}. Choose another name."
         )
     _METHODS[method.name] = method
 
@@ -169,14 +87,34 @@ def get_method(name: str) -> Method:
     return _METHODS[name]
 
 
-def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """A method with options as the command line has them, such as "globalcom2:alpha=0.3,newlines=none".
+def as_method(method: str | Method | Callable[..., Any]) -> Method:
+    """The method that a name, a `Method` or a function(views, retention_ratio, **options) stands for.
 
-    Returns:
-        The method's name and the options, for `compress(model, ratio, name, **options)`.
+    A function reads scores of one layer and merges nothing; a `Method` says more.
 
     Raises:
-        InputError: An unknown method, an option without a value, or one that has a flag of its own.
+        InputError: An unknown name, or a function that cannot be called with views and a ratio.
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, str) or not callable(method):
+        return get_method(method)  # type: ignore[arg-type]
+    made = Method(name_of(method), method, "a function")
+    takes = signature(made)
+    try:
+        takes.bind_partial(None, 1.0)
+    except TypeError:
+        raise InputError(
+            f"method must be a function of (views, retention_ratio, **options), got {made.name}{takes}."
+        ) from None
+    return made
+
+
+def split_method(text: str) -> tuple[str, str | None, dict[str, Any]]:
+    """A method's name, its preset and its other options, as the command line has them. Looks nothing up.
+
+    Raises:
+        InputError: An option without a value, or one that has a place of its own.
     """
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
@@ -184,7 +122,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise InputError(f"an option of method {name!r} must be NAME=VALUE, got {part!r}. Write {part}=VALUE.")
-        if option in ("model", "method", "retention_ratio"):
+        if option in ("model", "method", "retention_ratio", "config"):
             raise InputError(
                 f"an option of method {name!r} must not be {option!r}, got {part!r}. It has a flag of its own."
             )
@@ -192,14 +130,79 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
             options[option] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[option] = value
-    return get_method(name).name, options
+    return name, options.pop("preset", None), options
 
 
-def check_options(method: Method, options: dict[str, Any], also: tuple[str, ...] = ()) -> None:
-    """Raise `InputError` for an option that the selector does not have; `also` names options of the caller's own."""
-    parameters = inspect.signature(method.load()).parameters.values()
-    ours = () if method.nested else ("counts",)
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in ours]
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method with options as the command line has them, such as "globalcom2:preset=paper,newlines=none".
+
+    Returns:
+        The method's name and the options, for `compress(model, ratio, name, **options)`. A preset is written out;
+        options beside it win.
+
+    Raises:
+        InputError: An unknown method or preset, an option without a value, or one that has a flag of its own.
+    """
+    name, preset, options = split_method(text)
+    method = get_method(name)
+    return method.name, options if preset is None else {**preset_settings(preset, name), **options}
+
+
+def method_text(name: str, options: Mapping[str, Any]) -> str:
+    """What `parse_method` reads as this name and these options.
+
+    Raises:
+        InputError: A value that cannot be written so, such as a list.
+    """
+    text = ",".join(f"{option}={_value_text(value)}" for option, value in options.items())
+    text = f"{name}:{text}" if text else name
+    try:
+        same = split_method(text)
+    except InputError:
+        same = None
+    if same != (name, None, dict(options)):
+        raise InputError(
+            f"options of method {name!r} must be numbers, True, False, None or words to be written in one line, got "
+            f"{dict(options)!r}."
+        )
+    return text
+
+
+def _value_text(value: Any) -> str:
+    """A bare word for texts that are read back as texts."""
+    if not isinstance(value, str):
+        return repr(value)
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    return repr(value)
+
+
+def check_options(method: Method, options: Mapping[str, Any], also: Iterable[str] = ()) -> None:
+    """Raise `InputError` for an option that the selector does not have, or one that it must be given and is not.
+
+    `also` names options of the caller's own.
+    """
+    parameters = list(signature(method).parameters.values())
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    either = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    first = 2 - sum(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in parameters)
+    own = [*either[max(first, 0) :], *(p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)]
+    known = {p.name: p for p in own if method.nested or p.name != "counts"}
     for name in options:
         if name not in known:
-            raise unknown_name(f"option of method {method.name!r}", name, [*known, *also])
+            raise _unknown_option(method, name, [*known, *also])
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise InputError(f"option {name!r} of method {method.name!r} must be given, got none. Pass {name}=...")
+
+
+def _unknown_option(method: Method, name: str, known: list[str]) -> InputError:
+    kind = f"option of method {method.name!r}"
+    whole = [other for other in sorted(known) if name in other.split("_")]
+    if not whole:
+        return unknown_name(kind, name, known)
+    meant = " or ".join(map(repr, whole))
+    return InputError(f"{kind} must be one of {', '.join(sorted(known))}, got {name!r}. Did you mean {meant}?")

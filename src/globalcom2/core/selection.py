@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -13,11 +14,16 @@ from torch import Tensor
 from globalcom2.core import allocation
 from globalcom2.core.budget import Budget, check_ratio
 from globalcom2.core.checking import Unchecked, check_ranking
-from globalcom2.core.methods import Method, check_options, get_method
+from globalcom2.core.method import Method
+from globalcom2.core.methods import as_method, check_options, split_method
 from globalcom2.core.newlines import NEWLINES, image_budget, uncounted_newlines
+from globalcom2.core.presets import OF_COMPRESS, preset_settings
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import DataError, InputError
+
+Selector = Callable[..., Ranking]
+"""function(views, retention_ratio, **options) -> Ranking."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +52,10 @@ def budget_of(views: Views, retention_ratio: float, newlines: str = "counted", t
 def select(
     views: Views,
     retention_ratio: float,
-    method: str = "globalcom2",
-    exact: bool = True,
+    method: str | Method | Selector = "globalcom2",
+    exact: bool | None = None,
     newlines: str | None = None,
-    thumbnail_weight: float = 1.0,
+    thumbnail_weight: float | None = None,
     check: bool = True,
     **options: Any,
 ) -> Keep:
@@ -58,15 +64,18 @@ def select(
     Args:
         views: One image or a batch of images of one shape.
         retention_ratio: Fraction of the tokens to keep, in (0, 1].
-        method: A name from `list_methods()`.
-        exact: True: totals follow from shapes, `valid` and the ratio alone and are always met, at least one token per
+        method: A name from `list_methods()`, also with options as on the command line
+            ("globalcom2:alpha=0.5,newlines=none"), a `Method`, or a function(views, retention_ratio, **options) that returns
+            a `Ranking`. A preset ("globalcom2:preset=paper") sets what can be set here: its layer and its order of the
+            thumbnail are for `compress`. Arguments of this function win over what the text says.
+        exact: True, the default: totals follow from shapes, `valid` and the ratio alone and are always met, at least one token per
             image. False: the published code's rounding (int() per view, clip at 1, nothing redistributed); with
             default options the kept sets equal those of the paper's code.
         newlines: For packings with newline tokens (`views.lines`). "counted": the budget pays for them and a line
             keeps its newline only if it keeps a token. "none": the same budget, all of it for tokens. "all": every line
             keeps its newline and none is counted, as in the published code. Default: "counted" if `exact`, else "all".
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
-            budget. Needs `exact`.
+            budget. Needs `exact`. Default: 1.
         check: Whether to look for values that are not finite, in the views and in what the method returns, which makes a
             host wait for its device. Without it, such values keep an arbitrary set, of the exact size still: `all_finite`
             and `require_finite` are the two halves for views, `Keep.unchecked` has those for the method. A call
@@ -85,20 +94,19 @@ def select(
         raise InputError(
             f"views must be a globalcom2.Views, got {type(views).__name__}. Wrap the scores: Views(scores, ...)."
         )
-    ratio = check_ratio(retention_ratio)
-    newlines = newlines if newlines is not None else ("counted" if exact else "all")
-    if newlines not in NEWLINES:
-        raise InputError(f"newlines must be one of {', '.join(NEWLINES)}, got {newlines!r}.")
-    check_thumbnail_weight(thumbnail_weight, exact)
-    chosen = get_method(method)
-    if not exact:
+    given: dict[str, Any] = {"exact": exact, "newlines": newlines, "thumbnail_weight": thumbnail_weight}
+    if isinstance(method, str) and ":" in method:
+        method, given, options = _with_text(method, given, options)
+    rule = _rule(retention_ratio, **given)
+    chosen = as_method(method)
+    if not rule.exact:
         options = {**chosen.published, **options}
     check_options(chosen, options)
     batched = views.scores.ndim == 3
     views = views if batched else _with_batch_axis(views)
     if check and not bool(all_finite(views)):
         require_finite(views)
-    keep = _decide(chosen, options, views, _Rule(ratio, exact, newlines, thumbnail_weight))
+    keep = _decide(chosen, options, views, rule)
     if check and keep.unchecked is not None:
         if not bool(keep.unchecked.sound()):
             keep.unchecked.require()
@@ -114,6 +122,26 @@ class _Rule:
     exact: bool
     newlines: str
     thumbnail_weight: float
+
+
+def _with_text(text: str, given: dict[str, Any], options: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The method's name, the arguments of `select` and the options, with what the method's text adds to them."""
+    name, preset, told = split_method(text)
+    if preset is not None:
+        told = {**{k: v for k, v in preset_settings(preset, name).items() if k not in OF_COMPRESS}, **told}
+    own = {argument: told.pop(argument, None) if value is None else value for argument, value in given.items()}
+    return name, own, {**{k: v for k, v in told.items() if k not in given}, **options}
+
+
+def _rule(retention_ratio: float, exact: bool | None, newlines: str | None, thumbnail_weight: float | None) -> _Rule:
+    """Checked arguments of `select`, with its defaults for those that are None."""
+    exact = check_exact(True if exact is None else exact)
+    newlines = newlines if newlines is not None else ("counted" if exact else "all")
+    if newlines not in NEWLINES:
+        raise InputError(f"newlines must be one of {', '.join(NEWLINES)}, got {newlines!r}.")
+    weight = 1.0 if thumbnail_weight is None else thumbnail_weight
+    check_thumbnail_weight(weight, exact)
+    return _Rule(check_ratio(retention_ratio), exact, newlines, weight)
 
 
 def _decide(method: Method, options: dict[str, Any], views: Views, rule: _Rule) -> Keep:
@@ -180,6 +208,13 @@ def _masks(method: Method, ranking: Ranking, views: Views, rule: _Rule) -> tuple
     if thumbnail is None:
         thumbnail = valid.new_zeros(len(crops), 0)
     return thumbnail, crops, newlines
+
+
+def check_exact(exact: bool) -> bool:
+    """Return `exact`. Raise `InputError` unless it is True or False."""
+    if not isinstance(exact, bool):
+        raise InputError(f"exact must be True or False, got {exact!r}.")
+    return exact
 
 
 def check_thumbnail_weight(weight: float, exact: bool) -> None:

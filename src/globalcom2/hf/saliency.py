@@ -13,7 +13,7 @@ from globalcom2.adapters import tap
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.unequal import UnequalAdapter
 from globalcom2.core.layout import Layout
-from globalcom2.core.methods import Method
+from globalcom2.core.method import Method
 from globalcom2.core.scores import SCORE_TYPES, similarity
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError, UnsupportedModelError
