@@ -38,7 +38,8 @@ def test_each_image_finds_its_own_views(name):
     assert [len(own) for own in views] == [entry.layout.views for entry in report]
     brightest = [own.flatten(1).amax(1) for own in views]  # not the mean: some families pad crops with black
     assert float(brightest[0].max()) < float(brightest[1].min())
-    assert torch.equal(views[1], views[2])
+    if len(views[1]) == len(views[2]):  # LLaVA-OneVision cuts none of several images in a prompt
+        assert torch.equal(views[1], views[2])
 
 
 @pytest.mark.parametrize("name", ["internvl", "idefics3", "llava_next"])
@@ -83,13 +84,13 @@ def test_pixels_of_another_form_are_none(name):
 def test_a_videos_frames_are_its_views():
     frames = torch.stack([torch.full((2, 3, 84, 84), float(n)) for n in range(4)], 1)
     layout = frames_layout(4, (6, 6), newline=False)
-    first, second = (Pixels(frames, [layout] * 2, [0, 0], index) for index in range(2))
+    first, second = (Pixels(frames, [layout] * 2, [0, 0], 1, index) for index in range(2))
     assert first.views()[:, 0, 0, 0].tolist() == second.views()[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_views_that_could_be_of_either_form_are_none():
-    """Two prompts, three images in a row each or one tensor of views per image: where both fit, nobody knows."""
-    layouts = [unpacked((1, n), (2, 2), thumbnail_last=False) for n in (1, 1, 3)]
-    pixels = torch.zeros(3, 4, 3, 8, 8)
-    assert [Pixels(pixels, layouts, [0, 0, 1], i).views() is None for i in range(3)] == [False, True, True]
-    assert Pixels(pixels, layouts, [0, 1, 2], 1).views() is not None
+    """Three prompts and three images: one row of views per prompt, or per image: where both fit, nobody knows."""
+    layouts = [unpacked((1, n), (2, 2), thumbnail_last=False) for n in (1, 1, 4)]
+    pixels = torch.zeros(3, 5, 3, 8, 8)
+    assert [Pixels(pixels, layouts, [0, 0, 1], 3, i).views() is None for i in range(3)] == [False, True, True]
+    assert Pixels(pixels, layouts, [0, 1, 2], 3, 1).views() is not None

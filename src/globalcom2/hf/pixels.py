@@ -21,13 +21,16 @@ class Pixels:
         given: The pixels of the whole call.
         layouts: Of all its images, or videos, in prompt order.
         rows: Row of the batch for each.
-        index: Which of them this one is.
+        prompts: Rows of the batch.
+        index: Which of the images this one is.
     """
 
-    def __init__(self, given: Any, layouts: Sequence[Layout] = (), rows: Sequence[int] = (), index: int = 0):
+    def __init__(
+        self, given: Any, layouts: Sequence[Layout] = (), rows: Sequence[int] = (), prompts: int = 0, index: int = 0
+    ):
         self._given = weakref.ref(given) if isinstance(given, Tensor) else None
         self._version = _version(given)
-        self._layouts, self._rows, self._index = layouts, rows, index
+        self._layouts, self._rows, self._prompts, self._index = layouts, rows, prompts, index
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Pixels, (None,)
@@ -57,11 +60,10 @@ class Pixels:
         before = sum(counts[: self._index])
         if given.ndim == 4:  # the views of all images, end to end
             return before if len(given) == sum(counts) else None
-        most = given.shape[1]
-        row = self._rows[self._index]
-        in_row = [sum(n for n, own in zip(counts, self._rows, strict=True) if own == r) for r in range(len(given))]
-        per_row = row < len(given) and max(self._rows) < len(given) and max(in_row) == most
+        most, row = given.shape[1], self._rows[self._index]
+        views_of = [sum(n for n, own in zip(counts, self._rows, strict=True) if own == r) for r in range(self._prompts)]
         per_image = len(given) == len(counts) and max(counts) <= most
+        per_row = len(given) == self._prompts and max(views_of) == most
         own_row = sum(n for n, own in zip(counts[: self._index], self._rows[: self._index], strict=True) if own == row)
         starts = {self._index * most} if per_image else set()
         starts |= {row * most + own_row} if per_row else set()

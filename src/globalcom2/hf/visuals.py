@@ -106,7 +106,7 @@ def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> li
                 seen,
                 visuals.adapter.modality,
                 group.views.scores[n].detach(),
-                pixels=Pixels(visuals.pixels, visuals.layouts, visuals.rows, i),
+                pixels=Pixels(visuals.pixels, visuals.layouts, visuals.rows, len(visuals.placeholder), i),
             )
     return [entries[i] for i in range(len(visuals.layouts))]
 
