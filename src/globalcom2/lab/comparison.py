@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,81 @@ class Comparison:
     runs: tuple[Run, ...]
 
 
+class Call:
+    """One question about one image, ready to be asked in several settings.
+
+    Args:
+        model: A model of a supported family.
+        processor: Its processor.
+        image: The image that the question is about, RGB.
+        question: Text without the tag that stands for the image.
+        max_new_tokens: Length of the longest answer.
+
+    Raises:
+        InputError: The question is empty or holds the tag, or the processor gives the image no place in the prompt.
+    """
+
+    def __init__(self, model: Any, processor: Any, image: Image.Image, question: str, max_new_tokens: int):
+        check_question(processor, question)
+        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+        self.inputs = _prepared(model, processor, image, question)
+        ids = self.inputs["input_ids"]
+        self.visual = int((ids == model.config.image_token_id).sum())
+        self.rest = ids.shape[1] - self.visual
+        self.tower = _known(lambda: _tower(model, self.inputs))
+
+    def full(self) -> Answer:
+        """The answer with all visual tokens."""
+        text, seconds = self._answer()
+        return Answer(answer=text, seconds=seconds, **self._costs(self.visual))
+
+    def run(self, setting: Setting, compression: Compression) -> Run:
+        """The answer in one setting; `compression` is its block."""
+        with compression:
+            text, seconds = self._answer()
+        report = compression.report
+        entry = report[0] if len(report) else None  # at a ratio of 1 nothing may be compressed
+        return Run(
+            answer=text,
+            seconds=seconds,
+            method=setting.method,
+            options=setting.options,
+            retention_ratio=setting.retention_ratio,
+            crop_ratios=[] if entry is None else entry.crop_ratios,
+            selection_seconds=report.seconds.get("selection", 0.0),
+            entry=entry,
+            **self._costs(self.visual if entry is None else report.tokens_after),
+        )
+
+    def warm_up(self, block: AbstractContextManager[Any] | None = None) -> None:
+        """Generate one token, with all visual tokens or in a block, so that the next answer pays for no first time."""
+        with block or nullcontext():
+            self._generate(1)
+
+    def _costs(self, visual: int) -> dict[str, Any]:
+        text, prompt = self.model.config.get_text_config(), self.rest + visual
+        return {
+            "visual_tokens": visual,
+            "prompt_tokens": prompt,
+            "prefill_flops": _known(lambda: prefill_flops(text, prompt)),
+            "tower_flops": self.tower,
+        }
+
+    def _generate(self, new: int) -> torch.Tensor:
+        out: torch.Tensor = self.model.generate(**self.inputs, max_new_tokens=new, do_sample=False)
+        return out
+
+    def _answer(self) -> tuple[str, float]:
+        """The answer, and the seconds that it took."""
+        start = time.perf_counter()
+        out = self._generate(self.max_new_tokens)
+        if out.device.type == "cuda":
+            torch.cuda.synchronize(out.device)
+        seconds = time.perf_counter() - start
+        new = out[0, self.inputs["input_ids"].shape[1] :]
+        return str(self.processor.decode(new, skip_special_tokens=True)).strip(), seconds
+
+
 def compare(
     model: Any,
     processor: Any,
@@ -129,47 +205,15 @@ def compare(
     Raises:
         InputError: The question is empty or holds the tag, or a setting has a wrong option: before anything is asked.
     """
-    check_question(processor, question)
+    call = Call(model, processor, image, question, max_new_tokens)
     blocks = [setting.block(model) for setting in settings]
-    inputs = prepare(model, processor, image, question)
     told, total = progress or (lambda done, total: None), 1 + len(settings)
-    before = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    rest = inputs["input_ids"].shape[1] - before
-    tower = _known(lambda: _tower(model, inputs))
-
-    def costs(visual: int) -> dict[str, Any]:
-        text = model.config.get_text_config()
-        return {
-            "visual_tokens": visual,
-            "prompt_tokens": rest + visual,
-            "prefill_flops": _known(lambda: prefill_flops(text, rest + visual)),
-            "tower_flops": tower,
-        }
-
-    _generate(model, inputs, 1)
-    text, seconds = _answer(model, processor, inputs, max_new_tokens)
-    full = Answer(answer=text, seconds=seconds, **costs(before))
+    call.warm_up()
+    full, runs = call.full(), []
     told(1, total)
-    runs = []
-    for setting, compression in zip(settings, blocks, strict=True):
-        with compression:
-            _generate(model, inputs, 1)
-            text, seconds = _answer(model, processor, inputs, max_new_tokens)
-        report = compression.report
-        entry = report[0] if len(report) else None  # at a ratio of 1 nothing may be compressed
-        runs.append(
-            Run(
-                answer=text,
-                seconds=seconds,
-                method=setting.method,
-                options=setting.options,
-                retention_ratio=setting.retention_ratio,
-                crop_ratios=[] if entry is None else entry.crop_ratios,
-                selection_seconds=report.seconds.get("selection", 0.0),
-                entry=entry,
-                **costs(before if entry is None else report.tokens_after),
-            )
-        )
+    for setting, block in zip(settings, blocks, strict=True):
+        call.warm_up(block)
+        runs.append(call.run(setting, block))
         told(1 + len(runs), total)
     return Comparison(question, image, full, tuple(runs))
 
@@ -181,12 +225,8 @@ def check_question(processor: Any, question: str) -> None:
         raise InputError(f"question must be text without {tag!r}, got {question!r}. The image is put in by itself.")
 
 
-def prepare(model: Any, processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
-    """What the model takes for one question about one image, on its device and in its number format.
-
-    Raises:
-        InputError: The processor made no place for the image in the prompt.
-    """
+def _prepared(model: Any, processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
+    """What the model takes for one question about one image, on its device and in its number format."""
     made = processor(text=chat_prompt(processor, question), images=image, return_tensors="pt").to(model.device)
     if not bool((made["input_ids"] == model.config.image_token_id).any()):
         raise InputError(
@@ -212,22 +252,6 @@ def _known(count: Callable[[], int]) -> int | None:
         return count()
     except UnsupportedModelError:
         return None
-
-
-def _generate(model: Any, inputs: dict[str, Any], max_new_tokens: int) -> torch.Tensor:
-    out: torch.Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return out
-
-
-def _answer(model: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int) -> tuple[str, float]:
-    """The answer, and the seconds that it took."""
-    start = time.perf_counter()
-    out = _generate(model, inputs, max_new_tokens)
-    if out.device.type == "cuda":
-        torch.cuda.synchronize(out.device)
-    seconds = time.perf_counter() - start
-    new = out[0, inputs["input_ids"].shape[1] :]
-    return str(processor.decode(new, skip_special_tokens=True)).strip(), seconds
 
 
 @dataclass(frozen=True)
