@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo web test test-docs test-web test-vllm test-vllm-slow test-train test-versions docs lint train-mini bench clean
+.PHONY: help setup demo web test test-docs test-web test-vllm test-vllm-slow test-train test-versions docs dist dist-tests lint train-mini bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,12 @@ test-train: .venv-train/.installed  ## run the tests with trl's, transformers' a
 
 test-versions: $(STAMP)  ## run the tests with several versions of transformers; writes docs/transformers-versions.md
 	$(BIN)/python tests/versions.py
+
+dist:  ## build sdist and wheel into dist/, check what is inside, try the wheel in a fresh environment
+	$(PYTHON) tests/distribution.py
+
+dist-tests:  ## the same, and run the sdist's own tests
+	$(PYTHON) tests/distribution.py --tests
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
