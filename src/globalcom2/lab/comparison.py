@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +13,19 @@ import torch
 from PIL import Image
 
 from globalcom2.adapters.families import load_adapter
-from globalcom2.core.methods import parse_method
 from globalcom2.errors import InputError, UnsupportedModelError
-from globalcom2.hf.compression import Compression, compress
+from globalcom2.hf.compression import Compression
 from globalcom2.hf.report import ImageReport
 from globalcom2.lab.chat import chat_prompt
 from globalcom2.lab.costs import prefill_flops
 from globalcom2.lab.labels import label
 from globalcom2.lab.picture import draw_picture
+from globalcom2.lab.settings import Setting as Setting  # others import it from here, too
 from globalcom2.lab.vision_costs import tower_flops_of
 
 LONGEST_ANSWER = 32
 Progress = Callable[[int, int], None]
 """Told how many answers of how many are there."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to compress: a method at a ratio."""
-
-    method: str = "globalcom2"
-    retention_ratio: float = 0.1
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the method and further arguments of `compress`."""
-
-    @classmethod
-    def of(cls, text: str, retention_ratio: float, **more: Any) -> Setting:
-        """From a method as the command line has it, such as "globalcom2:preset=paper"; its options win over `more`."""
-        method, options = parse_method(text)
-        return cls(method, retention_ratio, {**more, **options})
-
-    def block(self, model: Any) -> Compression:
-        """The setting bound to a model. Raises `InputError` for a wrong option."""
-        return compress(model, self.retention_ratio, self.method, **self.options)
 
 
 @dataclass(frozen=True, kw_only=True)

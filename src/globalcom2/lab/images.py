@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,32 +40,46 @@ def open_image(path: str | Path) -> Image.Image:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(path)):
         raise InputError(
             f"image must be a file on this machine, got the address {str(path)!r}. Download it first, for example with "
-            f"curl -o image.jpg {str(path)!r}, and pass image.jpg."
+            f"curl -o image.jpg {str(path)!r}, and pass image.jpg; `globalcom2 ask` fetches it with --allow-url."
         )
     path = Path(path)
     if not path.is_file():
         raise InputError(f"image must be a file, got {str(path)!r}, which is a folder or does not exist.")
+    # A file object, since Pillow garbles some turned TIFF files that it opens by name and maps into memory.
+    with path.open("rb") as file:
+        return read_image(file, path.name)
+
+
+def read_image(file: BinaryIO, name: str) -> Image.Image:
+    """Read an image from an open file as `open_image` does.
+
+    Args:
+        file: What can be read and sought, in binary mode: a file, or `io.BytesIO`.
+        name: What errors call the image.
+
+    Raises:
+        DataError: As in `open_image`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # A file object, since Pillow garbles some turned TIFF files that it opens by name and maps into memory.
-            with path.open("rb") as file, Image.open(file) as found:
+            with Image.open(file) as found:
                 image = ImageOps.exif_transpose(found)
     except UnidentifiedImageError:
         raise DataError(
-            f"image must be a picture that Pillow can read, got {path.name!r}, which is none. Try PNG or JPEG."
+            f"image must be a picture that Pillow can read, got {name!r}, which is none. Try PNG or JPEG."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
-            f"image must have at most {Image.MAX_IMAGE_PIXELS:,} pixels, got more in {path.name!r}. "
+            f"image must have at most {Image.MAX_IMAGE_PIXELS:,} pixels, got more in {name!r}. "
             "Shrink it first; the model scales it to its own crops anyway."
         ) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
-            f"image must be complete, got {path.name!r}, which cannot be decoded ({error}). Save it again."
+            f"image must be complete, got {name!r}, which cannot be decoded ({error}). Save it again."
         ) from None
     check_size(*image.size)
-    return to_rgb(image, f"image {path.name!r}")
+    return to_rgb(image, f"image {name!r}")
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
