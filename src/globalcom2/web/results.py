@@ -1,0 +1,98 @@
+"""What the page shows of an answered question, as HTML. Every text is escaped: it comes from visitors and models."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+
+from globalcom2.lab.comparison import Answer, Comparison, Run
+from globalcom2.lab.labels import FULL, percent
+from globalcom2.lab.picture import draw_picture
+from globalcom2.web.examples import right_answer
+
+COLUMNS = ("", "Answer", "Visual tokens", "Prefill", "Seconds")
+TERA, GIGA = 1e12, 1e9
+
+
+def placeholder() -> str:
+    """What stands in the place of results before the first question."""
+    return (
+        '<div class="gc-empty"><strong>Answers will stand here.</strong> The question is answered with all visual tokens '
+        "and with a part of them. Below the answers you will see which tokens each method kept.</div>"
+    )
+
+
+def summary(found: Comparison) -> str:
+    """The answers beside each other, with what they cost; for an example, the right one too."""
+    full, unit = found.full, _unit(found.full)
+    rows = [
+        _row(FULL, "", full, full, unit),
+        *(_row(run.label, f"{run.retention_ratio:g}", run, full, unit) for run in found.runs),
+    ]
+    heads = "".join(f'<th scope="col" role="columnheader">{column}</th>' for column in COLUMNS)
+    return (
+        f'<section class="gc-summary" aria-label="Answers"><h2>{html.escape(found.question)}</h2>'
+        f'<table role="table"><thead role="rowgroup"><tr role="row">{heads}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(rows)}</tbody></table>'
+        f"<p>{_judged(found)} Prefill: operations of the language model on the prompt. Seconds: the whole answer on this "
+        "server, vision tower included.</p></section>"
+    )
+
+
+def _judged(found: Comparison) -> str:
+    right = right_answer(found.image, found.question)
+    if right is not None:
+        return f"The right answer is <strong>{html.escape(right)}</strong>."
+    if all(run.answer == found.full.answer for run in found.runs):
+        return "All answers are the same. That does not make them right."
+    return "Marked answers differ from that of all tokens. Any of them may be wrong."
+
+
+def _row(name: str, ratio: str, answer: Answer, full: Answer, unit: tuple[float, str]) -> str:
+    changed = answer.answer != full.answer
+    tokens = f"{answer.visual_tokens:,}"
+    prefill = "-"
+    if answer.prefill_flops is not None:
+        prefill = f"{answer.prefill_flops / unit[0]:,.2f} {unit[1]}"
+    if answer is not full:
+        tokens += _share(answer.visual_tokens, full.visual_tokens)
+        prefill += _share(answer.prefill_flops, full.prefill_flops)
+    said = html.escape(answer.answer) or "<em>no answer</em>"
+    head = html.escape(name) + (f" <small>ratio {ratio}</small>" if ratio else "")
+    cells = (
+        f'<span class="gc-answer{" gc-changed" if changed else ""}">{said}</span>',
+        tokens,
+        prefill,
+        f"{answer.seconds:.2f}",
+    )
+    row = "".join(
+        f'<td role="cell" data-label="{column}">{cell}</td>' for column, cell in zip(COLUMNS[1:], cells, strict=True)
+    )
+    return f'<tr role="row"><th scope="row" role="rowheader">{head}</th>{row}</tr>'
+
+
+def _share(part: int | None, whole: int | None) -> str:
+    return f" <small>({percent(part / whole)})</small>" if part is not None and whole else ""
+
+
+def _unit(full: Answer) -> tuple[float, str]:
+    return (TERA, "TFLOPs") if (full.prefill_flops or 0) >= TERA else (GIGA, "GFLOPs")
+
+
+def views(found: Comparison) -> str:
+    """For each setting what it kept, in a frame of its own."""
+    return f'<div class="gc-views">{"".join(_view(found, run) for run in found.runs)}</div>' if found.runs else ""
+
+
+def _view(found: Comparison, run: Run) -> str:
+    title = html.escape(f"{run.label}, ratio {run.retention_ratio:g}")
+    return f'<section aria-label="{title}"><h3>{title}</h3>{_drawn(found, run)}</section>'
+
+
+def _drawn(found: Comparison, run: Run) -> str:
+    if run.entry is None:
+        return "<p>Nothing was dropped.</p>"
+    file = io.BytesIO()
+    draw_picture(found.image, run.entry).savefig(file, format="png", dpi=110)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
