@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from globalcom2._version import __version__
 
 if TYPE_CHECKING:
-    from globalcom2.adapters.families import list_models
+    from globalcom2.adapters.families import list_models, register_family
+    from globalcom2.adapters.family import Family
     from globalcom2.core.method import Method
     from globalcom2.core.methods import list_methods, register_method
     from globalcom2.core.ranking import Ranking
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from globalcom2.core.views import Views
     from globalcom2.errors import DataError, GlobalCom2Error, InputError, UnsupportedModelError
     from globalcom2.hf.compression import Compression, apply, compress, current, remove
+    from globalcom2.hf.config import CompressionConfig
     from globalcom2.hf.report import ImageReport, Report
     from globalcom2.lab.images import open_image
     from globalcom2.lab.picture import draw_picture
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Compression": "hf.compression",
+    "CompressionConfig": "hf.config",
     "DataError": "errors",
+    "Family": "adapters.family",
     "GlobalCom2Error": "errors",
     "ImageReport": "hf.report",
     "InputError": "errors",
@@ -44,6 +48,7 @@ _WHERE = {
     "list_models": "adapters.families",
     "load_mini": "mini",
     "open_image": "lab.images",
+    "register_family": "adapters.families",
     "register_method": "core.methods",
     "remove": "hf.compression",
     "select": "core.selection",
@@ -51,7 +56,9 @@ _WHERE = {
 
 __all__ = [
     "Compression",
+    "CompressionConfig",
     "DataError",
+    "Family",
     "GlobalCom2Error",
     "ImageReport",
     "InputError",
@@ -70,6 +77,7 @@ __all__ = [
     "list_models",
     "load_mini",
     "open_image",
+    "register_family",
     "register_method",
     "remove",
     "select",

@@ -13,26 +13,20 @@ from torch import Tensor
 
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.families import load_adapter
-from globalcom2.core.budget import check_ratio
 from globalcom2.core.groups import Group
-from globalcom2.core.methods import check_options, get_method
-from globalcom2.core.newlines import NEWLINES
-from globalcom2.core.scores import SCORE_TYPES
-from globalcom2.core.selection import Keep, check_thumbnail_weight
+from globalcom2.core.method import Method
+from globalcom2.core.selection import Keep, Selector
 from globalcom2.core.views import Views
-from globalcom2.errors import InputError, unknown_name
+from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.hf import patching
 from globalcom2.hf.active import Short, active
+from globalcom2.hf.config import CompressionConfig
 from globalcom2.hf.report import Clock, Report
 from globalcom2.hf.saliency import Encoded, Saliency
-from globalcom2.hf.settings import Settings
 from globalcom2.hf.shortening import Rewriting, choose, project, read_prompt, rewrite
 from globalcom2.hf.unknown_grid import choose_tokens
 from globalcom2.hf.visuals import in_prompt_order, visuals_of_call
 
-POSITIONS = ("closed", "original")
-THUMBNAIL_ORDERS = ("raster", "score")
-LOGITS = ("short", "full")
 NEVER_ENTERED = (
     "globalcom2: this compression was never entered, so no call went through it and its report is empty. Write `with "
     "compress(...) as compression:`, or call apply()."
@@ -43,17 +37,19 @@ ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 def compress(
     model: torch.nn.Module,
-    retention_ratio: float = 0.1,
-    method: str = "globalcom2",
+    retention_ratio: float | None = None,
+    method: str | Method | Selector | None = None,
     *,
-    exact: bool = True,
+    preset: str | None = None,
+    config: CompressionConfig | None = None,
+    exact: bool | None = None,
     score: str | None = None,
     layer: int | None = None,
     newlines: str | None = None,
-    thumbnail_weight: float = 1.0,
-    positions: str = "closed",
-    thumbnail_order: str = "raster",
-    logits: str = "short",
+    thumbnail_weight: float | None = None,
+    positions: str | None = None,
+    thumbnail_order: str | None = None,
+    logits: str | None = None,
     **options: Any,
 ) -> Compression:
     """Compress the image and video tokens of every call of a model inside a `with` block.
@@ -61,10 +57,16 @@ def compress(
     Args:
         model: A transformers model of a supported family (`list_models()`), also inside PEFT, torch.compile or DDP.
         retention_ratio: Fraction of the visual tokens that the language model reads, in (0, 1]. 1.0 is the unpatched
-            model, bit for bit.
-        method: A name from `list_methods()`.
+            model, bit for bit. Default: 0.1.
+        method: A name from `list_methods()`, also with options as on the command line ("globalcom2:alpha=0.5,layer=-1"); a
+            `Method`; or a function(views, retention_ratio, **options) that returns a `Ranking` and reads scores alone.
+            Default: "globalcom2".
+        preset: Settings of `globalcom2` by name: "default"; "paper", the paper's choices (layer=-1, allocation="softmax",
+            alpha=0.5); or "published", these with exact=False and thumbnail_order="score". What else is passed wins.
+        config: A `CompressionConfig` to start from, instead of a preset. What else is passed wins; another method drops
+            the options of the config's.
         exact: True: how many tokens an image keeps follows from its size and the ratio alone. False: the published
-            code's rounding.
+            code's rounding. Default: True.
         score: What saliency is: "logits" ([CLS] row before the softmax, mean over heads), "attention" (after it),
             "mean_query" (logits of the mean over all tokens' queries), "received" (attention that a token gets from all
             others) or "similarity" (minus the cosine of a token's features to the mean of its view). In towers without
@@ -73,14 +75,16 @@ def compress(
         layer: The tower's layer whose attention row is read; negative counts from the end, -1 as in the published code.
             Default: the deepest whose output the language model reads by `model.config`, in LLaVA-NeXT the second-last; -1
             with `exact=False`.
-        newlines: "counted", "all" or "none", see `select`.
-        thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`.
+        newlines: "counted", "all" or "none", see `select`. Default: "counted"; "all" with `exact=False`.
+        thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`. Default: 1.0.
         positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
-        thumbnail_order: "raster", or "score" for best first as in the published code.
+            Default: "closed".
+        thumbnail_order: "raster", or "score" for best first as in the published code. Default: "raster".
         logits: Of a direct call. "short": logits (batch, short, vocabulary) of the shortened prompt. "full": logits at the
             caller's own places, (batch, long, vocabulary), to be paired with the caller's own labels. A dropped place
             has the logits of the last kept token before it, which predict what follows the dropped ones; a place before
             every kept token has zeros. With `logits_to_keep=n`, logits are those of the caller's last n places in both.
+            Default: "short".
         **options: Options of the method.
 
     Returns:
@@ -95,38 +99,42 @@ def compress(
     blocks the inner one wins. A deep copy keeps what was applied and follows the blocks that it was made in until they
     end. Masked places after a prompt's last token stay as padding, all other padding is made anew.
     """
-    settings = Settings(
-        check_ratio(retention_ratio),
-        method,
-        exact,
-        score if score is None else _one_of("score", score, SCORE_TYPES),
-        layer,
-        newlines if newlines is None else _one_of("newlines", newlines, NEWLINES),
-        thumbnail_weight,
-        _one_of("positions", positions, POSITIONS),
-        _one_of("thumbnail_order", thumbnail_order, THUMBNAIL_ORDERS),
-        _one_of("logits", logits, LOGITS),
-        options,
-    )
-    if not isinstance(exact, bool):
-        raise InputError(f"exact must be True or False, got {exact!r}.")
-    check_thumbnail_weight(thumbnail_weight, exact)
-    own = (
-        "retention_ratio",
-        "exact",
-        "score",
-        "layer",
-        "newlines",
-        "thumbnail_weight",
-        "positions",
-        "thumbnail_order",
-        "logits",
-    )
-    check_options(get_method(method), options, also=own)
-    return Compression(model, settings)
+    changes = {
+        "retention_ratio": retention_ratio,
+        "method": method,
+        "exact": exact,
+        "score": score,
+        "layer": layer,
+        "newlines": newlines,
+        "thumbnail_weight": thumbnail_weight,
+        "positions": positions,
+        "thumbnail_order": thumbnail_order,
+        "logits": logits,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    return Compression(model, _settings(preset, config, {**given, **options}))
 
 
-def apply(model: ModelT, retention_ratio: float = 0.1, method: str = "globalcom2", **options: Any) -> ModelT:
+def _settings(preset: str | None, config: CompressionConfig | None, changes: dict[str, Any]) -> CompressionConfig:
+    """A preset, a config or the defaults, with changes."""
+    if config is not None and not isinstance(config, CompressionConfig):
+        raise InputError(
+            f"config must be a globalcom2.CompressionConfig, got {config!r}. CompressionConfig.from_pretrained(path) reads "
+            "a saved one."
+        )
+    if preset is None:
+        return (config or CompressionConfig()).replace(**changes)
+    if config is not None:
+        raise InputError(f"preset and config must not both be given, got preset={preset!r} and {config!r}. Pass one.")
+    return CompressionConfig.from_preset(preset, **changes)
+
+
+def apply(
+    model: ModelT,
+    retention_ratio: float | None = None,
+    method: str | Method | Selector | None = None,
+    **options: Any,
+) -> ModelT:
     """Compress every call of a model, in all threads, until `remove(model)`. A second call replaces the first.
 
     Calls that follow a block (see `compress`) follow that instead.
@@ -135,7 +143,7 @@ def apply(model: ModelT, retention_ratio: float = 0.1, method: str = "globalcom2
         model: See `compress`.
         retention_ratio: See `compress`.
         method: See `compress`.
-        **options: Arguments of `compress` and options of the method.
+        **options: Arguments of `compress`, `preset` and `config` too, and options of the method.
 
     Returns:
         The model; `globalcom2.hf.compression.current(model).report` describes its last call.
@@ -165,12 +173,12 @@ class Compression:
 
     Args:
         model: See `compress`.
-        settings: Checked arguments of `compress`.
+        settings: What `compress` was asked for.
         choose: What decides the masks instead of the method, for studies: a function of a batch of views of one layout
             and of whether their grid is known.
     """
 
-    def __init__(self, model: torch.nn.Module, settings: Settings, choose: Choose | None = None):
+    def __init__(self, model: torch.nn.Module, settings: CompressionConfig, choose: Choose | None = None):
         self.target = patching.unwrap(model)
         self.adapter: Adapter = load_adapter(self.target.config.model_type)
         self.adapter.check(self.target.base_model)
@@ -178,15 +186,17 @@ class Compression:
         self.adapters = {adapter.modality: adapter for adapter in (self.adapter, videos) if adapter is not None}
         self.settings = settings
         layer = -1 if settings.layer is None and not settings.exact else settings.layer  # the published code's
-        method = get_method(settings.method)
-        self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer, method)
+        self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer, settings.selector)
         self.taps = self.saliency.taps(self.target.base_model)
         self.used = False
         """Whether a block was entered, or `apply` called."""
         self.forget()
         self.choose = choose or partial(choose_tokens, settings)
         if choose is None:  # on four tiny crops: an option out of range is told now, not in the middle of a call
-            choose_tokens(settings, self.saliency.example(), True)
+            _try_on(self.saliency.example(), settings)
+
+    def __repr__(self) -> str:
+        return f"Compression({type(self.target).__name__}, {self.settings.described})"
 
     @property
     def report(self) -> Report:
@@ -200,7 +210,7 @@ class Compression:
 
     def forget(self) -> None:
         """Empty the report."""
-        self._report = Report(self.settings.retention_ratio, self.settings.method)
+        self._report = Report(self.settings.retention_ratio, self.settings.method_name)
 
     def __enter__(self) -> Compression:
         patching.push(self.target, self)
@@ -213,7 +223,7 @@ class Compression:
         patching.pop(self.target, self)
 
     def __getstate__(self) -> dict[str, Any]:
-        empty = Report(self.settings.retention_ratio, self.settings.method)  # a device's events cannot be pickled
+        empty = Report(self.settings.retention_ratio, self.settings.method_name)  # a device's events cannot be pickled
         return {**self.__dict__, "_report": empty}
 
     def shorten_call(self, model: Any, call: dict[str, Any], *, direct: bool = False, cached: int = 0) -> Short | None:
@@ -254,7 +264,9 @@ class Compression:
             chosen = choose(given, found, groups, settings.thumbnail_order, _pad_token_id(model))
         with clock.phase("projection"):
             outputs = project(base, encoded, groups, chosen)
-        self._report = Report(settings.retention_ratio, settings.method, in_prompt_order(found, chosen.entries), clock)
+        self._report = Report(
+            settings.retention_ratio, settings.method_name, in_prompt_order(found, chosen.entries), clock
+        )
         how = Rewriting(model, settings.positions == "original", direct, settings.logits == "full", clock)
         return rewrite(call, given, found, chosen, outputs, how)
 
@@ -266,12 +278,22 @@ class Compression:
         ]
 
 
+def _try_on(views: Views, settings: CompressionConfig) -> None:
+    """Raise whatever the method raises on these views; for a function, tell what it is given."""
+    try:
+        choose_tokens(settings, views, True)
+    except GlobalCom2Error:
+        raise
+    except Exception as error:
+        if isinstance(settings.method, str | Method):
+            raise
+        raise InputError(
+            f"method must be a function that works on scores of four crops and a thumbnail, got {settings.method_name!r}, "
+            f"which raises {type(error).__name__}: {error}. A function is given no features, keys, [CLS] or further "
+            "layers: what reads them is a globalcom2.Method(name, function, reads=(...), layers=(...))."
+        ) from error
+
+
 def _pad_token_id(model: Any) -> int:
     pad = model.generation_config.pad_token_id
     return 0 if pad is None else int(pad)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise unknown_name(name, value, allowed)
-    return value

@@ -125,7 +125,7 @@ class Saliency:
             zeros[1:, :, 0],
             None,
             (2, 2),
-            zeros,
+            zeros if "features" in self.wanted else None,
             zeros[0, :, 0],
             score_type=self.score,
             layer_scores=torch.zeros(len(self.layers), 5, 4) if self.layers else None,

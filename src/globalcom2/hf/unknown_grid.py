@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
-from globalcom2.core.methods import get_method
 from globalcom2.core.selection import Keep, select
 from globalcom2.core.views import Views
-from globalcom2.hf.settings import Settings
+from globalcom2.hf.config import CompressionConfig
 
 GRID_UNKNOWN = (
     "globalcom2: an image is too uniform or too regular to tell how its crops lie, and the call does not say; its crops "
@@ -16,15 +14,15 @@ GRID_UNKNOWN = (
 )
 
 
-def choose_tokens(settings: Settings, views: Views, known_grid: bool) -> Keep:
+def choose_tokens(settings: CompressionConfig, views: Views, known_grid: bool) -> Keep:
     """What stays of a batch of images of one layout.
 
     Without a known grid, a method that looks at the places of crops is replaced by "uniform", with a warning: crops get
     the same ratio.
     """
-    if not known_grid and get_method(settings.method).needs_grid:
+    if not known_grid and settings.selector.needs_grid:
         warnings.warn(GRID_UNKNOWN, stacklevel=2)
-        settings = replace(settings, method="uniform", options={})
+        settings = settings.replace(method="uniform", options={})
     return select(
         views,
         settings.retention_ratio,

@@ -1,0 +1,289 @@
+"""`CompressionConfig`: everything that `compress` can be asked for, checked, to keep and to share."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from globalcom2.core.budget import check_ratio
+from globalcom2.core.method import Method
+from globalcom2.core.methods import as_method, check_options, list_methods, method_text, parse_method
+from globalcom2.core.newlines import NEWLINES
+from globalcom2.core.presets import preset_settings, preset_within
+from globalcom2.core.scores import SCORE_TYPES
+from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight
+from globalcom2.errors import DataError, InputError, unknown_name
+from globalcom2.hf.config_files import METHOD, RETENTION, read_settings, write_settings
+
+WORDS = {
+    "score": SCORE_TYPES,
+    "newlines": NEWLINES,
+    "positions": ("closed", "original"),
+    "thumbnail_order": ("raster", "score"),
+    "logits": ("short", "full"),
+}
+"""Fields that hold one of some words."""
+FOLLOWED = ("retention_ratio", "method", "options")
+"""Fields that vLLM's plugin follows; all others it leaves at their defaults."""
+
+
+@dataclass(frozen=True, repr=False)
+class CompressionConfig:
+    """Settings of a compression, see `compress` for what they mean.
+
+    Raises:
+        InputError: A value of the wrong type or out of range, an unknown method, or an option that it does not have.
+    """
+
+    retention_ratio: float = 0.1
+    method: str | Method | Selector = "globalcom2"
+    """A name; its text's options, as in "globalcom2:alpha=0.5,layer=-1", go to where they belong, unless a field says
+    otherwise. Or a `Method`, or a function, which cannot be saved."""
+    exact: bool = True
+    score: str | None = None
+    layer: int | None = None
+    newlines: str | None = None
+    thumbnail_weight: float = 1.0
+    positions: str = "closed"
+    thumbnail_order: str = "raster"
+    logits: str = "short"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the method."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, dict):
+            raise InputError(f"options must be a dictionary, got {self.options!r}.")
+        self._set("options", dict(self.options))
+        if isinstance(self.method, str) and ":" in self.method:
+            self._read_text(self.method)
+        self._set("retention_ratio", check_ratio(self.retention_ratio))
+        check_exact(self.exact)
+        if self.layer is not None and type(self.layer) is not int:
+            raise InputError(f"layer must be an integer or None, got {self.layer!r}.")
+        for name, allowed in WORDS.items():
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and DEFAULTS[name] is None):
+                raise unknown_name(name, value, allowed)
+        check_thumbnail_weight(self.thumbnail_weight, self.exact)
+        self._set("thumbnail_weight", float(self.thumbnail_weight))
+        check_options(self.selector, self.options, also=[*DEFAULTS, "preset", "config"])
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _read_text(self, text: str) -> None:
+        name, told = parse_method(text)
+        self._set("method", name)
+        for key, value in told.items():
+            if key not in SETTINGS:
+                self.options.setdefault(key, value)
+            elif getattr(self, key) == DEFAULTS[key]:
+                self._set(key, value)
+
+    def __repr__(self) -> str:
+        options = f", options={self.options!r}" if self.options else ""
+        return f"CompressionConfig({self._described(self._changed())}{options})"
+
+    @property
+    def described(self) -> str:
+        """Ratio, method and what is not default, as arguments of `compress`."""
+        return self._described({**self._changed(), **self.options})
+
+    def _described(self, settings: dict[str, Any]) -> str:
+        shown = {"method": self.method_name, **settings}
+        more = [f"{name}={value!r}" for name, value in shown.items()]
+        return ", ".join([f"retention_ratio={self.retention_ratio:g}", *more])
+
+    def _changed(self) -> dict[str, Any]:
+        """Fields that are not at their defaults, but for ratio, method and options."""
+        named = {name: getattr(self, name) for name in SETTINGS if name not in FOLLOWED}
+        return {name: value for name, value in named.items() if value != DEFAULTS[name]}
+
+    @property
+    def selector(self) -> Method:
+        """The method, looked up."""
+        return as_method(self.method)
+
+    @property
+    def method_name(self) -> str:
+        """The method's name; of a function, the function's."""
+        return self.method if isinstance(self.method, str) else self.selector.name
+
+    @property
+    def method_text(self) -> str:
+        """The method and all settings but the ratio in one line, as the command line has them.
+
+        Raises:
+            InputError: A method that is not registered, or an option that cannot be written in one line.
+        """
+        return method_text(self._registered(), {**self._changed(), **self.options})
+
+    @property
+    def preset(self) -> str | None:
+        """The preset that these settings are, at whatever ratio; None if they are none."""
+        if self.method_name != "globalcom2":
+            return None
+        name, rest = preset_within({**self._changed(), **self.options})
+        return None if rest else name or "default"
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> CompressionConfig:
+        """Settings of a preset: "default"; "paper", the paper's choices; or "published", its code's rounding too.
+
+        Args:
+            preset: A name in `globalcom2.core.presets.PRESETS`.
+            **changes: See `replace`. They win over the preset.
+
+        Raises:
+            InputError: An unknown preset, another method than `globalcom2`, or a wrong change.
+        """
+        method = changes.get("method", "globalcom2")
+        name, _, told = method.partition(":") if isinstance(method, str) else (as_method(method).name, "", "")
+        settings = preset_settings(preset, name)
+        if "preset=" in told:
+            raise InputError(f"preset must be given once, got preset={preset!r} and method={method!r}.")
+        return cls().replace(**settings).replace(**changes)
+
+    def replace(self, **changes: Any) -> CompressionConfig:
+        """A copy with changes: fields by their names, and options of the method by theirs.
+
+        A change of the method drops the options of the one before. What a method's text says yields to other changes.
+        """
+        method = changes.pop("method", self.method)
+        if isinstance(method, str) and ":" in method:
+            method, told = parse_method(method)
+            changes = {**told, **changes}
+        same = method == self.method or (isinstance(method, str) and method == self.method_name)
+        options = dict(changes.pop("options", self.options if same else {}))
+        options |= {name: value for name, value in changes.items() if name not in SETTINGS}
+        fields = {name: value for name, value in changes.items() if name in SETTINGS}
+        return dataclasses.replace(self, method=method, options=options, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain settings.
+
+        Raises:
+            InputError: The method is a function, or a `Method` that is not registered.
+        """
+        named = {name: copy.deepcopy(getattr(self, name)) for name in SETTINGS if name != "method"}
+        return {**named, "method": self._registered()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> CompressionConfig:
+        """Settings of `to_dict`; what is missing is at its default.
+
+        Raises:
+            InputError: A key or a value that is no setting.
+        """
+        if not isinstance(settings, Mapping):
+            raise InputError(f"settings must be a dictionary, got {type(settings).__name__}.")
+        for name in settings:
+            if name not in SETTINGS:
+                raise unknown_name("a key of the settings", name, SETTINGS)
+        if not isinstance(settings.get("method", ""), str):
+            raise InputError(f"method must be a method's name, got {settings['method']!r}.")
+        return cls(**settings)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `compression_config.json` into a folder, which may be a model's own, and return its path.
+
+        Raises:
+            InputError: What `to_dict` raises, a folder that is a file, or an option that JSON does not give back.
+        """
+        return write_settings(folder, self.to_dict())
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str]) -> CompressionConfig:
+        """Settings of a file, a folder, or a repository on the hub.
+
+        A folder has `compression_config.json`, or a model's `config.json` into which `attach` has put them.
+
+        Raises:
+            InputError: There is none.
+            DataError: A file with content that is no settings, or of a newer format.
+        """
+        settings, path = read_settings(name)
+        try:
+            return cls.from_dict(settings)
+        except InputError as error:
+            raise DataError(f"{str(path)!r} must hold settings of a compression: {error}") from error
+
+    def attach(self, model: Any) -> None:
+        """Put the settings into `model.config`, so that `model.save_pretrained` keeps them in `config.json`.
+
+        A vLLM engine on that folder follows them. Here nothing is compressed by it: pass `config=CompressionConfig.of(
+        model)` to `compress`.
+
+        Raises:
+            InputError: What `method_text` raises.
+        """
+        text = self.method_text
+        config = _config_of(model)
+        setattr(config, RETENTION, self.retention_ratio)
+        setattr(config, METHOD, text)
+
+    @classmethod
+    def of(cls, model: Any) -> CompressionConfig:
+        """The settings that `attach` has put into `model.config`, also of a model that was saved and loaded since.
+
+        Raises:
+            InputError: There are none.
+        """
+        config = _config_of(model)
+        ratio = getattr(config, RETENTION, None)
+        if ratio is None:
+            raise InputError(
+                "model must have settings of a compression in its config, got none. CompressionConfig(...).attach(model) puts "
+                "them there."
+            )
+        return cls(ratio, getattr(config, METHOD, "globalcom2"))
+
+    def vllm_overrides(self) -> dict[str, Any]:
+        """What vLLM's `--hf-overrides` has to say for an engine to follow these settings.
+
+        Raises:
+            InputError: Settings that an engine cannot follow.
+        """
+        unusual = self._changed()
+        if unusual:
+            got = ", ".join(f"{name}={value!r}" for name, value in unusual.items())
+            raise InputError(
+                f"{' and '.join(unusual)} must be left out for a vLLM engine, got {got}. It follows a ratio, a method and the "
+                "method's options; use transformers for the rest."
+            )
+        if not self.selector.on_scores_alone:
+            raise InputError(
+                f"method must be one that works on scores alone in an engine, got {self.method_name!r}, which reads more "
+                "of the vision tower or merges tokens."
+            )
+        return {RETENTION: self.retention_ratio, METHOD: self.method_text}
+
+    def _registered(self) -> str:
+        """The name under which another process finds the method."""
+        name = self.method_name
+        if isinstance(self.method, str) or (name in list_methods() and as_method(name) == self.method):
+            return name
+        raise InputError(
+            f"method must be a registered one to be saved, got {name!r}, which this process alone knows. Register a "
+            "globalcom2.Method as an entry point in the group 'globalcom2.methods', and use its name."
+        )
+
+
+DEFAULTS: dict[str, Any] = {
+    own.name: own.default for own in dataclasses.fields(CompressionConfig) if own.name != "options"
+}
+"""By field, but for `options`."""
+SETTINGS = (*DEFAULTS, "options")
+"""Names of the fields."""
+
+
+def _config_of(model: Any) -> Any:
+    """The configuration of the transformers model inside whatever wraps it."""
+    from globalcom2.hf.patching import unwrap  # noqa: PLC0415
+
+    return unwrap(model).config
