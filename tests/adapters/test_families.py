@@ -10,7 +10,8 @@ from PIL import Image
 
 from families import FAMILIES
 from globalcom2 import InputError, compress
-from globalcom2.adapters.families import UNSUPPORTED, get_family, list_models, markdown_tables
+from globalcom2.adapters.families import UNSUPPORTED, get_family, list_models
+from globalcom2.adapters.tables import markdown_tables
 from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.lab import answers

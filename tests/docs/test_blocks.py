@@ -14,9 +14,9 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from command import call
 from docpages import PAGES, ROOT, blocks_of, commands_of, name_of
 
+from command import call
 from globalcom2.mini import DEMO_PICTURE, FOLDER, demo_picture
 
 CHECKPOINTS = ("llava-hf/llava-v1.6-vicuna-7b-hf", "llava-hf/llava-v1.6-mistral-7b-hf")

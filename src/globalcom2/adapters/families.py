@@ -6,32 +6,19 @@ Adapters are imported when they are asked for, and nothing here imports torch, s
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
-from globalcom2.errors import UnsupportedModelError
+from globalcom2.adapters.family import Family
+from globalcom2.core.plugins import load_entry_points
+from globalcom2.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from globalcom2.adapters.base import Adapter
 
 
-@dataclass(frozen=True)
-class Family:
-    """One model family. All but the first two entries are texts for the table of `globalcom2 models`."""
-
-    model_type: str
-    """`model.config.model_type`."""
-    target: str
-    """The adapter, as "module:Class"."""
-    scores: str
-    """Where the tokens' scores come from."""
-    thumbnail: str
-    """Where the thumbnail stands in the prompt."""
-    tested: str
-    """What the family was tested with."""
-    budget: str = "exact"
-    """What the budget covers."""
-
+ENTRY_POINTS = "globalcom2.families"
+"""Entry-point group: another package registers `name = "module:FAMILY"`, FAMILY being a `Family`."""
 
 _FAMILIES = {
     family.model_type: family
@@ -43,6 +30,8 @@ _FAMILIES = {
             "first",
             "random weights and the trained mini model; not with published checkpoints",
             "exact, newlines included",
+            checkpoints=("llava-hf/llava-v1.6-vicuna-7b-hf", "llava-hf/llava-v1.6-mistral-7b-hf"),
+            vllm=True,
         ),
         Family(
             "llava_next_video",
@@ -51,6 +40,7 @@ _FAMILIES = {
             "first; of a video, the pooled clip guides and is not read",
             "random weights; videos as tensors, their processor needs torchvision",
             "exact, newlines included",
+            checkpoints=("llava-hf/LLaVA-NeXT-Video-7B-hf",),
         ),
         Family(
             "granite4_vision",
@@ -59,6 +49,7 @@ _FAMILIES = {
             "first",
             "random weights",
             "exact, newlines included",
+            checkpoints=("ibm-granite/granite-vision-4.1-4b",),
         ),
         Family(
             "llava_onevision",
@@ -67,6 +58,8 @@ _FAMILIES = {
             "first; of a video, the pooled clip guides and is not read",
             "random weights; videos as tensors, their processor needs torchvision",
             "exact, newlines included; several images in a prompt have no crops",
+            checkpoints=("llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
+            vllm=True,
         ),
         Family(
             "idefics3",
@@ -75,6 +68,8 @@ _FAMILIES = {
             "last",
             "random weights",
             "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM-Instruct"),
+            vllm=True,
         ),
         Family(
             "smolvlm",
@@ -83,6 +78,8 @@ _FAMILIES = {
             "last",
             "random weights",
             "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("HuggingFaceTB/SmolVLM2-2.2B-Instruct",),
+            vllm=True,
         ),
         Family(
             "llama4",
@@ -92,6 +89,7 @@ _FAMILIES = {
             "random weights; the real processor around a stand-in for its image processor (needs torchvision); not with "
             "transformers 5.24.0, in which the model fails by itself",
             "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("meta-llama/Llama-4-Scout-17B-16E-Instruct",),
         ),
         Family(
             "ovis2",
@@ -100,6 +98,7 @@ _FAMILIES = {
             "first",
             "random weights",
             "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("thisisiron/Ovis2-2B-hf",),
         ),
         Family(
             "internvl",
@@ -108,6 +107,8 @@ _FAMILIES = {
             "last",
             "random weights with the real processor; videos not",
             "exact; grid from the pixels, equal crops where these do not tell",
+            checkpoints=("OpenGVLab/InternVL3-1B-hf",),
+            vllm=True,
         ),
         Family(
             "qianfan_ocr",
@@ -116,6 +117,7 @@ _FAMILIES = {
             "last",
             "random weights with the real processor",
             "exact; grid from the pixels, equal crops where these do not tell",
+            checkpoints=("baidu/Qianfan-OCR",),
         ),
         Family(
             "aya_vision",
@@ -124,6 +126,7 @@ _FAMILIES = {
             "last",
             "random weights with the real processor",
             "exact; tags stay and are not counted; grid from the pixels, equal crops where these do not tell",
+            checkpoints=("CohereLabs/aya-vision-8b",),
         ),
         Family(
             "cohere2_vision",
@@ -132,6 +135,7 @@ _FAMILIES = {
             "last",
             "random weights with the real processor, but a stand-in for its image processor, which needs torchvision",
             "exact; tags stay and are not counted; grid from the pixels, equal crops where these do not tell",
+            checkpoints=("CohereLabs/command-a-vision-07-2025",),
         ),
         Family(
             "got_ocr2",
@@ -140,6 +144,7 @@ _FAMILIES = {
             "last",
             "random weights with the real processor; one page per prompt",
             "exact; grid from the pixels, equal crops where these do not tell",
+            checkpoints=("stepfun-ai/GOT-OCR-2.0-hf",),
         ),
         Family(
             "lfm2_vl",
@@ -148,6 +153,7 @@ _FAMILIES = {
             "last, with its own token grid",
             "random weights; the real processor around a stand-in for its image processor, which needs torchvision",
             "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("LiquidAI/LFM2-VL-1.6B",),
         ),
         Family(
             "minicpmv4_6",
@@ -156,6 +162,7 @@ _FAMILIES = {
             "first, with its own token grid",
             "random weights; videos not",
             "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("openbmb/MiniCPM-V-4.6",),
         ),
         Family(
             "step3p7",
@@ -164,6 +171,7 @@ _FAMILIES = {
             "last, with its own token grid",
             "random weights; the real processor around a stand-in for its image processor, which needs torchvision",
             "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("stepfun-ai/Step-3.7-Flash",),
         ),
     )
 }
@@ -186,8 +194,30 @@ UNSUPPORTED = {
 """Families that cut images, or seem to, and do not work with this package, with the reason."""
 
 
+def register_family(family: Family) -> None:
+    """Add a model family. A model type can be registered once.
+
+    Raises:
+        InputError: No `Family`, or a model type that has one.
+    """
+    if not isinstance(family, Family):
+        raise InputError(f"family must be a globalcom2.Family, got {type(family).__name__}.")
+    if family.model_type in _FAMILIES:
+        raise InputError(
+            f"model type {family.model_type!r} is already registered by {_FAMILIES[family.model_type].target}. One "
+            "adapter serves a model type; subclass the one that is there under a model type of your own."
+        )
+    _FAMILIES[family.model_type] = family
+
+
+@cache
+def _load_entry_points() -> None:
+    load_entry_points(ENTRY_POINTS, Family, register_family)
+
+
 def list_models() -> list[str]:
-    """Model types (`model.config.model_type`) that `compress` accepts."""
+    """Model types (`model.config.model_type`) that `compress` accepts, those of other packages among them."""
+    _load_entry_points()
     return sorted(_FAMILIES)
 
 
@@ -197,41 +227,29 @@ def get_family(model_type: str) -> Family:
     Raises:
         UnsupportedModelError: The family is not supported; the message lists those that are, and says why where known.
     """
-    if model_type in UNSUPPORTED:
-        raise UnsupportedModelError(
-            f"model must be of a supported family ({', '.join(list_models())}), got model_type {model_type!r}: "
-            f"{UNSUPPORTED[model_type]}."
-        )
-    if model_type not in _FAMILIES:
-        raise UnsupportedModelError(
-            f"model must be of a supported family ({', '.join(list_models())}), got model_type {model_type!r}. "
-            "See the models table for what is planned."
-        )
-    return _FAMILIES[model_type]
+    known = list_models()
+    if model_type in _FAMILIES:
+        return _FAMILIES[model_type]
+    why = UNSUPPORTED.get(model_type, "")
+    raise UnsupportedModelError(
+        f"model must be of a supported family ({', '.join(known)}), got model_type {model_type!r}"
+        + (f": {why}." if why else ". A package of your own may add it, see docs/extending.md.")
+    )
 
 
 def load_adapter(model_type: str) -> Adapter:
-    """An instance of the family's adapter."""
-    module, _, name = get_family(model_type).target.partition(":")
-    adapter: Adapter = getattr(importlib.import_module(module), name)()
+    """An instance of the family's adapter.
+
+    Raises:
+        UnsupportedModelError: No such family, or its adapter cannot be imported.
+    """
+    target = get_family(model_type).target
+    module, _, name = target.partition(":")
+    try:
+        adapter: Adapter = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"the adapter of model type {model_type!r} must be a class that can be imported and made without arguments, "
+            f"got {target}: {error}. Update the package that it comes from."
+        ) from error
     return adapter
-
-
-def markdown_tables() -> str:
-    """The page docs/models.md: supported families, and others with the reason why not."""
-    columns = ("model_type", "scores", "thumbnail", "budget", "tested")
-    lines = [
-        "# Model families",
-        "",
-        "Made by `globalcom2 models --markdown`. No published checkpoint was at hand. Every family was tested with random",
-        "weights and the real processor by one matrix of tests (`tests/adapters/test_families.py`), llava_next with the",
-        "trained mini model too.",
-        "",
-        "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
-        "|" + "---|" * len(columns),
-    ]
-    for name in list_models():
-        lines.append("| " + " | ".join(str(getattr(get_family(name), column)) for column in columns) + " |")
-    lines += ["", "## Not supported", "", "| model type | why |", "|---|---|"]
-    lines += [f"| {name} | {why} |" for name, why in sorted(UNSUPPORTED.items())]
-    return "\n".join(lines)
