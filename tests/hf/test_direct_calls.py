@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from calls import GREEDY, generate
+from families import FAMILIES
 from globalcom2 import InputError, compress
 from independent import cut_embeddings, reports_keep
 from tiny import picture
@@ -120,3 +121,20 @@ def test_what_only_a_direct_call_takes(tiny):
         model(**{**image, "attention_mask": masked})
         assert not compression.report[0].kept[::2].any()
         assert compression.report[0].kept.any()
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "lfm2_vl", "minicpmv4_6"])
+def test_features_in_the_output_are_one_tensor_per_image(family):
+    """As LLaVA-NeXT's encoder returns them, less what was dropped; that of LFM2-VL has one per view."""
+    tiny = FAMILIES[family]()
+    inputs = tiny.inputs([f"{tiny.tag} a", f"{tiny.tag} b {tiny.tag}"], [picture(168, 84, seed) for seed in range(3)])
+    with torch.no_grad():
+        stock = tiny.model(**inputs).image_outputs.pooler_output
+        with compress(tiny.model, 0.3) as compression:
+            ours = tiny.model(**inputs).image_outputs.pooler_output
+    assert type(ours) is type(stock) is list
+    if len(stock) != 3:
+        stock = torch.cat(stock).split([entry.tokens_before for entry in compression.report])
+    for mine, full, entry in zip(ours, stock, compression.report, strict=True):
+        assert len(mine) == entry.tokens_after < len(full)
+        torch.testing.assert_close(mine, full[entry.kept], atol=1e-5, rtol=1e-4)

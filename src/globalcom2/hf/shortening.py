@@ -107,7 +107,10 @@ def project(base: Any, encoded: list[Encoded], groups: list[list[Group]], chosen
     for own, members, places in zip(encoded, groups, chosen.places, strict=True):
         adapter = own.visuals.adapter
         features = kept_features(base, own, members, places)
-        outputs[adapter.modality] = adapter.output(features, own.output)
+        outputs[adapter.modality] = output = adapter.output(features, own.output)
+        pooled = getattr(output, "pooler_output", None)
+        if isinstance(pooled, list):  # one tensor per image, for callers who look at them: the forward joins them
+            output.pooler_output = list(torch.cat(pooled).split([len(kept) for kept in places]))
     return outputs
 
 
