@@ -18,9 +18,10 @@ WINGS = [
     {"errors", "_version"},
     {"mini"},
     {"core"},
-    {"selectors", "adapters"},
+    {"selectors", "adapters", "drawing"},
     {"hf"},
     {"integrations", "lab"},
+    {"web"},
     {"cli"},
 ]
 """From the bottom up: a wing imports those before its line, and itself."""

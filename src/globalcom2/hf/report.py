@@ -14,6 +14,9 @@ from torch import Tensor
 
 from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep
+from globalcom2.drawing.page import in_frame, kept_page
+from globalcom2.drawing.panel import Panel
+from globalcom2.drawing.pictures import Pictures
 from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.hf.pixels import Pixels
 
@@ -25,6 +28,10 @@ NOTHING_COMPRESSED = (
 
 MOST_LINES = 20
 """Entries that `print(report)` lists."""
+MOST_DRAWN = 8
+"""Entries that a notebook draws."""
+FRAME = 640
+"""Height of a notebook's drawing, in px."""
 COLUMNS = (
     "modality", "row", "grid", "token_grid", "thumbnail_grid", "tokens_before", "tokens_after", "retained",
     "thumbnail_ratio", "crop_ratios",
@@ -60,6 +67,15 @@ class ImageReport:
         return (
             f"ImageReport({self.modality}, row {self.row}, {shape}, {self.tokens_before} -> {self.tokens_after} tokens)"
         )
+
+    def _repr_html_(self) -> str:
+        return in_frame(kept_page([Panel(self, self.pictures)]), FRAME)
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """What the vision tower saw, one 8-bit RGB picture per view. None where the call's pixels are gone or no views."""
+        views = None if self.pixels is None else self.pixels.views()
+        return None if views is None else Pictures.of_views(views.float().cpu().numpy(), self.layout)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -160,6 +176,15 @@ class Report(Sequence[ImageReport]):
         more = len(self) - MOST_LINES
         return "\n".join([*lines, f"  and {more} more"] if more > 0 else lines)
 
+    def _repr_html_(self) -> str:
+        shown = [Panel(entry, entry.pictures, f"{entry.modality} {n}") for n, entry in enumerate(self[:MOST_DRAWN])]
+        more = len(self) - len(shown)
+        note = (
+            "Nothing was compressed in the last call." if not shown else f"{more} more are not shown." if more else ""
+        )
+        title = f"{self.method}, ratio {self.retention_ratio:g}: {_arrow(self)}"
+        return in_frame(kept_page(shown, title=title, note=note), FRAME if shown else 160)
+
     @property
     def tokens_before(self) -> int:
         """Visual tokens of all images and videos in the uncompressed prompts."""
@@ -230,6 +255,11 @@ class Clock:
             return {name: stop - start for name, (start, stop) in self._marks.items()}
         torch.cuda.synchronize(self.device)
         return {name: start.elapsed_time(stop) / 1000 for name, (start, stop) in self._marks.items()}
+
+
+def _arrow(counted: ImageReport | Report) -> str:
+    before, after = counted.tokens_before, counted.tokens_after
+    return f"{before:,} → {after:,} visual tokens" + (f" ({after / before:.1%})" if before else "")
 
 
 def raster(image: ImageReport) -> Tensor:

@@ -1,0 +1,177 @@
+"""One page of HTML that shows what was kept: pictures, heat maps, kept tokens, budgets. Needs no network and no server."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import cache
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+from globalcom2._version import __version__
+from globalcom2.drawing import marks
+from globalcom2.drawing.cards import card, picture_rules
+from globalcom2.drawing.panel import Panel, View
+
+LAYERS = {
+    "picture": ("Picture", True),
+    "thumbnail-heat": ("Heat map of the thumbnail's scores", True),
+    "crop-heat": ("Heat map of the crops' scores", False),
+    "kept": ("Outline of kept tokens", True),
+    "dropped": ("Shade over dropped tokens", True),
+    "budgets": ("Borders and budgets of crops", True),
+}
+"""What can be shown and hidden: the words beside the box, and whether it is ticked at first."""
+DIGITS = 4
+"""Significant digits of a score."""
+
+
+def kept_page(
+    panels: Sequence[Panel], *, title: str = "What was kept", table: Sequence[Mapping[str, object]] = (), note: str = ""
+) -> str:
+    """A page that shows what was kept of one image, of several, or of one in several settings.
+
+    Args:
+        panels: What to show, each in a card of its own. May be empty.
+        title: Heading; line breaks stay.
+        table: Rows above the cards, column by name: answers, tokens, seconds. Numbers are set flush right.
+        note: A line below the cards.
+
+    Returns:
+        A whole HTML document. All that it shows lies inside it, texts are escaped, and it forbids the browser every
+        request. Several may stand side by side, since ids are drawn anew for each.
+    """
+    uid = f"g2-{uuid.uuid4().hex[:12]}"
+    heated = [_heated(panel) for panel in panels]
+    absent = {"thumbnail-heat"} if not any(thumbnail for thumbnail, _ in heated) else set()
+    absent |= {"crop-heat"} if not any(crops for _, crops in heated) else set()
+    return _template("page.html").substitute(
+        version=escape(__version__),
+        uid=uid,
+        title=escape(title),
+        style=_style() + picture_rules(panels, uid),
+        table=_table(table),
+        layers="\n".join(_checkbox(name) for name in LAYERS if name not in absent),
+        legend=_legend(panels, heat=len(absent) < 2),
+        cards="\n".join(card(panel, number, panels) for number, panel in enumerate(panels)),
+        note=f'<p class="note">{escape(note)}</p>' if note else "",
+        numbers=_numbers(panels),
+        script=_text("page.js"),
+    )
+
+
+def in_frame(html: str, height: int = 640) -> str:
+    """A page of `kept_page` in a frame, to be put into another page: a notebook, a gradio block.
+
+    Args:
+        html: The page.
+        height: Of the frame, in px. What does not fit is scrolled; a reader can pull the frame's corner.
+
+    Returns:
+        An `<iframe>` whose content can neither reach the page around it nor the network.
+    """
+    return (
+        f'<iframe srcdoc="{escape(html)}" sandbox="allow-scripts" title="What was kept" loading="lazy" '
+        f'style="width:100%;height:{int(height)}px;border:0;resize:vertical;overflow:auto"></iframe>'
+    )
+
+
+def _heated(panel: Panel) -> tuple[bool, bool]:
+    """Whether there are scores of the thumbnail and of the crops to draw."""
+    thumbnail = panel.thumbnail
+    return thumbnail is not None and thumbnail.scores is not None, any(view.scores is not None for view in panel.crops)
+
+
+@cache
+def _text(name: str) -> str:
+    return resources.files("globalcom2.drawing").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _template(name: str) -> Template:
+    return Template(_text(name))
+
+
+def _style() -> str:
+    heat = ", ".join(f"rgb{color}" for color in marks.HEAT)
+    return _template("page.css").substitute(
+        kept=marks.KEPT,
+        halo=marks.HALO,
+        dropped=marks.DROPPED,
+        veil=marks.VEIL,
+        hatch=marks.HATCH,
+        heat=heat,
+    )
+
+
+def _checkbox(name: str) -> str:
+    words, ticked = LAYERS[name]
+    return f'<label><input type="checkbox" class="show-{name}"{" checked" if ticked else ""}> {escape(words)}</label>'
+
+
+def _legend(panels: Sequence[Panel], *, heat: bool) -> str:
+    parts = [
+        '<span><i class="swatch k"></i> kept: the language model reads it</span>',
+        '<span><i class="swatch d"></i> dropped</span>',
+    ]
+    if any(not view.valid.all() for panel in panels for view in panel.crops):
+        parts.append('<span><i class="swatch p"></i> padding, never a token</span>')
+    if heat:
+        parts.append('<span>score: low <i class="swatch h"></i> high</span>')
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    numeric = {c for c in columns if all(isinstance(row.get(c, 0), (int, float)) for row in rows)}
+
+    def cell(row: Mapping[str, object], column: str) -> str:
+        text = escape(_shown(row.get(column, "")))
+        if column == columns[0]:
+            return f'<th scope="row">{text}</th>'
+        return f'<td class="number">{text}</td>' if column in numeric else f"<td>{text}</td>"
+
+    head = "".join(
+        f'<th scope="col"{" class=number" if c in numeric and c != columns[0] else ""}>{escape(c)}</th>'
+        for c in columns
+    )
+    body = "\n".join(f"<tr>{''.join(cell(row, column) for column in columns)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.{DIGITS - 1}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _numbers(panels: Sequence[Panel]) -> str:
+    """What the script reads, as JSON that cannot end its script element."""
+    every = []
+    for panel in panels:
+        thumbnail = panel.thumbnail
+        kind = "frame" if panel.entry.modality == "video" else "crop"
+        views = [] if thumbnail is None else [_view_numbers(thumbnail, "thumbnail")]
+        every.append(views + [_view_numbers(view, kind) for view in panel.crops])
+    return json.dumps(every, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _view_numbers(view: View, kind: str) -> dict[str, Any]:
+    height, width = view.keep.shape
+    flags = zip(view.keep.flat, view.valid.flat, strict=True)
+    scores = None if view.scores is None else [float(f"{score:.{DIGITS}g}") for score in view.scores.flat]
+    return {
+        "name": view.name,
+        "kind": kind,
+        "height": height,
+        "width": width,
+        "state": "".join(("k" if keep else "d") if valid else "p" for keep, valid in flags),
+        "scores": scores,
+        "kept": view.kept,
+        "count": view.count,
+    }
