@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from globalcom2.hf.report import ImageReport, Report
     from globalcom2.lab.images import open_image
     from globalcom2.lab.picture import draw_picture
+    from globalcom2.lab.sheets import draw_page
     from globalcom2.mini import load_mini
 
 _WHERE = {
@@ -43,6 +44,7 @@ _WHERE = {
     "apply": "hf.compression",
     "compress": "hf.compression",
     "current": "hf.compression",
+    "draw_page": "lab.sheets",
     "draw_picture": "lab.picture",
     "list_methods": "core.methods",
     "list_models": "adapters.families",
@@ -72,6 +74,7 @@ __all__ = [
     "apply",
     "compress",
     "current",
+    "draw_page",
     "draw_picture",
     "list_methods",
     "list_models",
