@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from globalcom2 import load_mini
 from globalcom2._version import __version__
+from globalcom2.core.presets import preset_settings
 from globalcom2.lab.dataset import load_examples
 from globalcom2.lab.evals import EvalSetting, Journal, evaluate, journal_header
 from globalcom2.lab.labels import FULL
@@ -39,7 +40,6 @@ AXES: dict[str, tuple[Any, ...]] = {
 
 OF_GLOBALCOM2 = ("temperature", "alpha", "crop_mass", "regions", "allocation")
 OF_SOFTMAX = ("temperature", "crop_mass")  # options that nothing else has
-PAPER = {"layer": -1, "allocation": "softmax", "alpha": 0.5}
 
 
 def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[EvalSetting]:
@@ -51,7 +51,7 @@ def settings_of(base: dict[str, Any], axes: list[str], ratio: float) -> list[Eva
         EvalSetting("uniform", ratio, {**shared, "newlines": "none"}),
         EvalSetting("uniform", ratio, {**shared, "thumbnail_weight": 0.5}),
     ]
-    found += [EvalSetting("globalcom2", ratio, PAPER), EvalSetting("globalcom2", ratio, base)]
+    found += [EvalSetting("globalcom2", ratio, preset_settings("paper")), EvalSetting("globalcom2", ratio, base)]
     for axis in axes:
         softmax = {"allocation": "softmax"} if axis in OF_SOFTMAX else {}
         found += [EvalSetting("globalcom2", ratio, {**base, **softmax, axis: value}) for value in AXES[axis]]

@@ -19,7 +19,7 @@ from globalcom2.lab.dataset import load_examples
 from globalcom2.lab.estimates import estimate_costs, named_configs
 from globalcom2.lab.evals import markdown_table
 from globalcom2.lab.intervals import Bootstrap, interval
-from globalcom2.lab.labels import FULL, label, percent
+from globalcom2.lab.labels import FULL, label, options_label, percent
 from globalcom2.mini import EVALUATION_SET
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def sweep() -> str:
         "|---|---|---|" + "---|" * (len(kinds) + 2),
     ]
     for row in rows:
-        options = ", ".join(f"{name}={value}" for name, value in row["options"].items()) or "defaults"
+        options = options_label(row["method"], row["options"]) or "defaults"
         low, high = row["interval"]
         cells = [row["method"], options, f"{row['visual_tokens']:.1f}", *(percent(row["kinds"][k]) for k in kinds)]
         lines.append("| " + " | ".join([*cells, percent(row["accuracy"])]) + f" | {percent(low)} to {percent(high)} |")

@@ -49,10 +49,17 @@ class EvalSetting:
 
 
 def settings_of(methods: Iterable[str], ratios: Iterable[float]) -> list[EvalSetting]:
-    """All tokens once and first, then every method, as `parse_method` reads it, at every ratio below 1, largest first."""
+    """All tokens once and first, then every method, as `parse_method` reads it, at every ratio below 1, largest first.
+
+    Methods that mean the same, such as a preset and its options, are one.
+    """
     below = sorted({ratio for ratio in ratios if ratio < 1.0}, reverse=True)
-    parsed = [parse_method(method) for method in dict.fromkeys(methods)]
-    return [EvalSetting(FULL, 1.0), *(EvalSetting(name, ratio, options) for ratio in below for name, options in parsed)]
+    parsed = [parse_method(method) for method in methods]
+    found = [
+        EvalSetting(FULL, 1.0),
+        *(EvalSetting(name, ratio, options) for ratio in below for name, options in parsed),
+    ]
+    return list({setting.name: setting for setting in found}.values())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from globalcom2.core.methods import split_method
+from globalcom2.core.presets import PRESET_METHOD, preset_settings, preset_within
 
 FULL = "all tokens"
 """The method of the uncompressed run, in every result."""
@@ -16,10 +20,25 @@ def is_full(row: dict[str, Any]) -> bool:
 
 
 def label(row: dict[str, Any]) -> str:
-    """A row's method with its options, for tables and plots."""
-    options = ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items())
-    method = FULL if is_full(row) else str(row["method"])
-    return f"{method}, {options}" if options else method
+    """A row's method with its options, for tables and plots: "globalcom2, paper" or "uniform, layer=-1"."""
+    if is_full(row):
+        return FULL
+    method, options = _method_of(row)
+    described = options_label(method, options)
+    return f"{method}, {described}" if described else method
+
+
+def options_label(method: str, options: Mapping[str, Any]) -> str:
+    """Options of a method in words, separated by commas. A preset that they hold is called by its name."""
+    preset, rest = preset_within(options) if method == PRESET_METHOD else (None, options)
+    return ", ".join([*([preset] if preset else []), *(f"{name}={value}" for name, value in rest.items())])
+
+
+def _method_of(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options, also of a row whose method is a text with options. The method may be one not installed here."""
+    name, preset, options = split_method(str(row["method"]))
+    told = preset_settings(preset, name) if preset else {}
+    return name, {**told, **options, **row.get("options", {})}
 
 
 def percent(share: float | None) -> str:
