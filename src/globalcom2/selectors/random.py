@@ -14,6 +14,11 @@ def random(views: Views, retention_ratio: float, *, seed: int = 0) -> Ranking:
 
     The draw depends on `seed` and the shapes alone, so an image keeps the same tokens alone and in a batch.
 
+    Args:
+        views: Images or videos.
+        retention_ratio: Fraction to keep, in (0, 1].
+        seed: Of the draw. The same seed keeps the same tokens.
+
     Source: the usual sanity baseline; see "random" in https://arxiv.org/abs/2503.10501 (benchmarks where it wins).
     """
     if not isinstance(seed, int):
