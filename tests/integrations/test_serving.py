@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from globalcom2 import InputError, UnsupportedModelError
+from globalcom2 import CompressionConfig, InputError, UnsupportedModelError
 from globalcom2.cli import main
 from globalcom2.integrations import vllm as plugin
 from globalcom2.integrations.vllm import serving
@@ -77,8 +77,10 @@ def installed(monkeypatch):
     monkeypatch.setattr(serving, "installed_version", lambda: "0.32.0")
 
 
-def test_the_command_of_serve(installed):
-    made = serving.command("owner/name", 0.1, 0.05, "uniform", True, ["--port", "8001", "--hf-overrides", '{"a": 1}'])
+def test_the_command_of_serve():
+    made = serving.command(
+        "owner/name", CompressionConfig(0.1, "uniform"), 0.05, True, ["--port", "8001", "--hf-overrides", '{"a": 1}']
+    )
     settings = json.loads(made[made.index("--hf-overrides") + 1])
     assert settings == {"a": 1, RETENTION: 0.1, FLOOR: 0.05, METHOD: "uniform"}
     assert made[3:5] == ["serve", "owner/name"]
@@ -87,8 +89,8 @@ def test_the_command_of_serve(installed):
     assert made.count("--hf-overrides") == 1
 
 
-def test_the_mini_model_gets_what_it_needs_unless_told_otherwise(installed):
-    made = serving.command("mini", 0.1, None, "globalcom2", False, ["--dtype=bfloat16"])
+def test_the_mini_model_gets_what_it_needs_unless_told_otherwise():
+    made = serving.command("mini", CompressionConfig(), None, False, ["--dtype=bfloat16"])
     assert made[4].endswith("model")
     assert made[made.index("--served-model-name") + 1] == "mini"
     assert "--dtype" not in made
@@ -103,9 +105,9 @@ def test_the_mini_model_gets_what_it_needs_unless_told_otherwise(installed):
         (["--hf-overrides", '{"globalcom2_retention": 1}'], "to --retention"),
     ],
 )
-def test_overrides_that_cannot_be_merged(installed, flags, message):
+def test_overrides_that_cannot_be_merged(flags, message):
     with pytest.raises(InputError, match=message):
-        serving.command("mini", 0.1, None, "globalcom2", False, flags)
+        serving.command("mini", CompressionConfig(), None, False, flags)
 
 
 def test_serve_says_what_is_wrong_before_it_starts_anything(installed, capsys):
@@ -121,7 +123,7 @@ def test_serve_without_vllm(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["serve", "mini"])
     assert stopped.value.code == 2
-    assert "pip install 'globalcom2[vllm]'" in capsys.readouterr().err
+    assert "pip install '.[vllm]'" in capsys.readouterr().err
 
 
 def _missing(name):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from globalcom2.cli.options import Retention, read_ratio
+from globalcom2.cli.options import Preset, Retention, read_ratio
 from globalcom2.cli.output import notes
 
 
@@ -19,7 +19,18 @@ def serve(
     floor: Annotated[
         float | None, typer.Option(help="Lowest ratio that a request gets. Default: --retention.", show_default=False)
     ] = None,
-    method: Annotated[str, typer.Option(help="Selector, see `globalcom2 methods`.")] = "globalcom2",
+    method: Annotated[
+        str | None,
+        typer.Option(help="Selector, with options if you like: globalcom2:alpha=0.5.", show_default=False),
+    ] = None,
+    preset: Preset = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A saved CompressionConfig: its .json file, or the folder that has it. Other files go to `vllm serve`.",
+            show_default=False,
+        ),
+    ] = None,
     per_request: Annotated[
         bool,
         typer.Option(
@@ -28,16 +39,22 @@ def serve(
             "They may then set the image processor's other arguments, too: for clients that you trust.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop. Needs no vLLM.")] = False,
 ) -> None:
     """Serve a model with vLLM and shorter image prompts. Further flags go to `vllm serve`."""
-    ratio = read_ratio(retention)
-    from globalcom2.integrations.vllm.serving import command  # noqa: PLC0415
+    ratio = None if not retention else read_ratio(retention)
+    with notes.status("Reading settings"):
+        from globalcom2.integrations.vllm import serving  # noqa: PLC0415
 
-    made = command(model, ratio, floor, method, per_request, context.args)
-    notes.print(f"Each image keeps {ratio:.4g} of its visual tokens, chosen by {method}.", highlight=False)
+    files = config or []
+    others = [part for file in files if not serving.is_ours(file) for part in ("--config", file)]
+    settings = serving.config_of(model, [file for file in files if serving.is_ours(file)], preset, ratio, method)
+    made = serving.command(model, settings, floor, per_request, [*context.args, *others])
+    kept = f"{settings.retention_ratio:.4g} of its visual tokens, chosen by {settings.method_text}"
+    notes.print(f"Each image keeps {kept}.", highlight=False)
     if dry_run:
         typer.echo(shlex.join(made))
         return
+    serving.check_installed()
     notes.print(shlex.join(made), highlight=False, soft_wrap=True)
     os.execv(made[0], made)

@@ -10,15 +10,16 @@ from typing import Any
 
 from globalcom2._version import __version__
 from globalcom2.core.budget import check_ratio
-from globalcom2.core.methods import get_method
 from globalcom2.errors import InputError
+from globalcom2.hf import config_files
+from globalcom2.hf.config import CompressionConfig
 
-RETENTION = "globalcom2_retention"
+RETENTION = config_files.RETENTION
 """Of the engine, and of a request (in `mm_processor_kwargs`): the fraction of visual tokens to keep, in (0, 1]."""
 FLOOR = "globalcom2_floor"
 """Of the engine: the lowest ratio that a request gets. Default: the engine's own ratio."""
-METHOD = "globalcom2_method"
-"""Of the engine: a name from `list_methods()`."""
+METHOD = config_files.METHOD
+"""Of the engine: a name from `list_methods()`, with options of that method if you like: "globalcom2:alpha=0.5"."""
 MILLION = 1_000_000
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,7 @@ class Options:
         """
         retention = _ratio(RETENTION, _setting(config, RETENTION, 1.0))
         floor = _ratio(FLOOR, _setting(config, FLOOR, retention))
-        method = str(_setting(config, METHOD, "globalcom2"))
-        if not get_method(method).on_scores_alone:
-            raise InputError(
-                f"{METHOD} must be a method that works on scores alone in an engine, got {method!r}, which reads more of the "
-                "vision tower or merges tokens."
-            )
+        method = _method(str(_setting(config, METHOD, "globalcom2")))
         if floor > retention:
             raise InputError(f"{FLOOR} must be at most {RETENTION} {retention:g}, got {floor:g}.")
         return cls(retention, floor, method)
@@ -81,6 +77,14 @@ def without_ratio(arguments: Mapping[str, object]) -> dict[str, object]:
 def _setting(config: Any, name: str, default: object) -> object:
     value = getattr(config, name, None)
     return os.environ.get(name.upper(), default) if value is None else value
+
+
+def _method(text: str) -> str:
+    """The method as `select` takes it. Raises `InputError` for what an engine cannot follow."""
+    try:
+        return str(CompressionConfig(method=text).vllm_overrides()[METHOD])
+    except InputError as error:
+        raise InputError(f"{METHOD} {text!r} cannot be served: {error}") from error
 
 
 def _ratio(name: str, value: object) -> float:

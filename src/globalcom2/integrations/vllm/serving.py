@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from globalcom2.core.budget import check_ratio
-from globalcom2.core.methods import get_method
 from globalcom2.errors import InputError
+from globalcom2.hf.config import CompressionConfig
+from globalcom2.hf.config_files import settings_in
 from globalcom2.integrations.vllm import check_version
 from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION
 from globalcom2.mini import FOLDER
@@ -30,32 +32,71 @@ def installed_version() -> str:
         except PackageNotFoundError:
             continue
     raise InputError(
-        "vllm must be installed to serve, got none. Run pip install 'globalcom2[vllm]', or install vLLM for your hardware."
+        "vllm must be installed to serve, got none. Run pip install '.[vllm]' in a clone of globalcom2, or install vLLM for "
+        "your hardware. --dry-run needs none."
     )
 
 
+def check_installed() -> None:
+    """Raise for a vLLM that is missing, or that the plugin was not tested with."""
+    check_version(installed_version())
+
+
+def config_of(
+    model: str, files: list[str], preset: str | None, retention: float | None, method: str | None
+) -> CompressionConfig:
+    """What an engine is to do.
+
+    Args:
+        model: "mini", or whatever `vllm serve` takes. A folder may have settings of its own, which come first.
+        files: A saved configuration, instead of these: one `compression_config.json` or its folder, or nothing.
+        preset: A preset, instead of these.
+        retention: A ratio that wins over all others; None for theirs.
+        method: The same for the method, as the command line has it.
+
+    Raises:
+        InputError: More than one of these, something out of range, or something that an engine cannot follow.
+    """
+    if len(files) > 1 or (files and preset is not None):
+        got = [*(f"--config {file}" for file in files), *([] if preset is None else [f"--preset {preset}"])]
+        raise InputError(f"--config or --preset must be given once, got {' and '.join(got)}.")
+    own = settings_in(Path(model)) if Path(model).is_dir() else None
+    if files:
+        config = CompressionConfig.from_pretrained(files[0])
+    elif preset is not None:
+        config = CompressionConfig.from_preset(preset)
+    else:
+        config = CompressionConfig() if own is None else CompressionConfig.from_pretrained(own)
+    told = {"retention_ratio": retention, "method": method}
+    config = config.replace(**{name: value for name, value in told.items() if value is not None})
+    config.vllm_overrides()
+    return config
+
+
+def is_ours(file: str) -> bool:
+    """Whether `--config FILE` is a saved `CompressionConfig`; vLLM's own is a YAML file."""
+    return file.endswith(".json") or Path(file).is_dir()
+
+
 def command(
-    model: str, retention: float, floor: float | None, method: str, per_request: bool, flags: list[str]
+    model: str, config: CompressionConfig, floor: float | None, per_request: bool, flags: list[str]
 ) -> list[str]:
     """The command line of `vllm serve` with our settings.
 
     Args:
         model: "mini", or whatever `vllm serve` takes.
-        retention: Ratio of every request that asks for none.
-        floor: Lowest ratio that a request gets; None for `retention`.
-        method: A selector's name.
+        config: Ratio of every request that asks for none, and method.
+        floor: Lowest ratio that a request gets; None for the ratio of `config`.
         per_request: Whether requests may ask for a ratio of their own.
         flags: The user's flags of `vllm serve`. They take precedence over ours; `--hf-overrides` are merged.
 
     Raises:
-        InputError: A setting out of range, or flags that cannot be merged.
+        InputError: A setting out of range or that an engine cannot follow, or flags that cannot be merged.
     """
-    check_version(installed_version())
-    get_method(method)
-    settings: dict[str, Any] = {RETENTION: check_ratio(retention), METHOD: method}
+    settings = config.vllm_overrides()
     if floor is not None:
-        if check_ratio(floor) > retention:
-            raise InputError(f"floor must be at most the retention {retention:g}, got {floor:g}.")
+        if check_ratio(floor) > config.retention_ratio:
+            raise InputError(f"floor must be at most the retention {config.retention_ratio:g}, got {floor:g}.")
         settings[FLOOR] = float(floor)
     flags, given = _without_overrides(flags)
     for name in (RETENTION, FLOOR, METHOD):
