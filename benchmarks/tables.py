@@ -24,7 +24,14 @@ from globalcom2.mini import EVALUATION_SET
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/costs.md", "docs/evaluation.md", "src/globalcom2/mini/MODEL_CARD.md")
+PAGES = (
+    "README.md",
+    "docs/costs.md",
+    "docs/evaluation.md",
+    "docs/measured.md",
+    "docs/which-ratio.md",
+    "src/globalcom2/mini/MODEL_CARD.md",
+)
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -153,6 +160,25 @@ def _timed(row: dict[str, Any]) -> list[str]:
     return [f"{row['ttft_seconds']:.2f} s", f"{row['peak_memory_bytes'] / 1e9:.1f} GB"]
 
 
+def by_use() -> str:
+    """Accuracy of `globalcom2` by kind of question, one row per ratio."""
+    columns = {
+        "exists": "is it there",
+        "color": "color",
+        "left": "left or right",
+        "largest": "largest",
+        "read": "reading",
+        "document": "documents",
+        "count": "counting",
+    }
+    rows = [row for row in runs("mini-eval") if label(row) in (FULL, "globalcom2")]
+    lines = [f"| ratio | visual tokens | {' | '.join(columns.values())} |", "|---|---|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [f"{row['retention_ratio']:g}", f"{row['visual_tokens']:.0f}"]
+        lines.append("| " + " | ".join([*cells, *(percent(row["kinds"][kind]) for kind in columns)]) + " |")
+    return "\n".join(lines)
+
+
 def families() -> str:
     """Supported families, one line each, with a checkpoint's name on the hub."""
     lines = ["| model type | a checkpoint |", "|---|---|"]
@@ -170,6 +196,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sweep": sweep,
     "gpu": gpu,
     "which-ratio": which_ratio,
+    "by-use": by_use,
     "families": families,
 }
 
