@@ -3,99 +3,179 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from globalcom2.cli.options import (
     Attention,
+    Config,
     Debug,
     Device,
     Dtype,
     Json,
-    Method,
+    Methods,
     Model,
-    Retention,
+    NewTokens,
+    Preset,
+    Retentions,
     check_drawing,
-    read_ratio,
+    check_page,
+    read_settings,
 )
-from globalcom2.cli.output import notes
-from globalcom2.core.methods import parse_method
-from globalcom2.errors import InputError
+from globalcom2.cli.output import notes, print_answers
+from globalcom2.cli.pictures import DEMO, read_picture, split_words
+
+if TYPE_CHECKING:
+    from globalcom2.lab.comparison import Comparison, Run
+
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="IMAGE... QUESTION",
+        help="Image files, and a question about each of them. '-' reads an image from standard input. Default: the demo.",
+        show_default=False,
+    ),
+]
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        help="Draw what was kept into this file (png, jpg, pdf, svg). Several are numbered: kept-1.png, kept-2.png.",
+        show_default=False,
+    ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(help="Write answers and all that was kept into one page to look at (html).", show_default=False),
+]
+AllowUrl = Annotated[
+    bool, typer.Option("--allow-url", help="IMAGE may be an address (https, http), which is then fetched.")
+]
+MaxMegabytes = Annotated[float, typer.Option(min=0.001, help="Largest image from an address or standard input, MB.")]
 
 
 def ask(
-    image: Annotated[
-        str | None, typer.Argument(help="Image file. Default: the demo's image.", show_default=False)
-    ] = None,
-    question: Annotated[str | None, typer.Argument(help="Default: the demo's question.", show_default=False)] = None,
-    retention: Retention = None,
-    method: Method = "globalcom2",
+    words: Words = None,
+    retention: Retentions = None,
+    method: Methods = None,
+    preset: Preset = None,
+    config: Config = None,
     model: Model = "mini",
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw what was kept into this file (png, jpg, pdf, svg).", show_default=False)
-    ] = None,
+    picture: Picture = None,
+    html: Html = None,
+    allow_url: AllowUrl = False,
+    max_mb: MaxMegabytes = 20,
     dtype: Dtype = "auto",
     device: Device = "auto",
     attn: Attention = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    max_new_tokens: NewTokens = 32,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer a question about an image with all visual tokens and with a part of them."""
-    ratio = read_ratio(retention)
-    parse_method(method)
-    if image is not None and question is None:
-        raise InputError("QUESTION must be given with an image, got none. Put it in quotes after the image.")
-    check_drawing("--picture", picture)
-    with notes.status("Loading torch and transformers"):
-        from globalcom2.lab.comparison import Asked, compare_answers  # noqa: PLC0415
-        from globalcom2.lab.images import open_image  # noqa: PLC0415
-        from globalcom2.mini import DEMO_PICTURE, DEMO_QUESTION  # noqa: PLC0415
+    """Answer a question about images with all visual tokens and with a part of them.
 
-        loaded = open_image(DEMO_PICTURE if image is None else image)
+    Several methods and ratios are compared: --retention 0.5,0.1 --method globalcom2,uniform.
+    """
+    names, question = split_words(words or [])
+    settings = read_settings(retention, method, preset, config)
+    check_drawing("--picture", picture)
+    check_page("--html", html)
+    from globalcom2.mini import DEMO_PICTURE, DEMO_QUESTION  # noqa: PLC0415
+
+    places = {name: name for name in names} or {DEMO: str(DEMO_PICTURE)}
+    images = {name: read_picture(place, allow_url, max_mb) for name, place in places.items()}
+    with notes.status("Loading torch and transformers"):
         from globalcom2.hf.loading import load_model  # noqa: PLC0415
+        from globalcom2.lab.comparison import compare  # noqa: PLC0415
     if model != "mini":
         notes.print(f"Loading {model}")
     network, processor = load_model(model, dtype, device, attn)
-    asked = Asked(DEMO_QUESTION if question is None else question, ratio, method, picture, max_new_tokens)
     with notes.status("Answering with all tokens and with a part of them"):
-        result = compare_answers(network, processor, loaded, asked)
-    result = {"model": model, "image": "demo.png" if image is None else image, **result}
-    if picture is not None and result["picture"] is None:
-        notes.print("No picture drawn: nothing was dropped.")
+        found = {
+            name: compare(
+                network,
+                processor,
+                image,
+                DEMO_QUESTION if question is None else question,
+                settings,
+                max_new_tokens=max_new_tokens,
+            )
+            for name, image in images.items()
+        }
+    drawn = draw_runs(found, picture)
+    page = None if html is None else write_page(found, html)
     if as_json:
-        typer.echo(json.dumps(result))
-        return
-    _print_answers(result)
+        typer.echo(json.dumps({**described(model, found, drawn), "html": page}))
+    else:
+        print_all(found, drawn, page)
 
 
-def _print_answers(result: dict[str, Any]) -> None:
-    full, short = result["full"], result["compressed"]
-    table = Table(
-        title=result["question"], title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+def print_all(found: dict[str, Comparison], drawn: Sequence[str | None], page: str | None) -> None:
+    """Print a table per image, and what was drawn."""
+    for name, comparison in found.items():
+        print_answers(comparison, name if len(found) > 1 else None)
+    for what, path in [*(("Picture", path) for path in drawn), ("Page", page)]:
+        if path is not None:
+            typer.echo(f"{what}: {path}")
+
+
+def described(model: str, found: dict[str, Comparison], drawn: Sequence[str | None]) -> dict[str, Any]:
+    """What `--json` prints: the first run under the keys that it had when there was but one, and all runs."""
+    from globalcom2.lab.comparison import described as beside  # noqa: PLC0415
+
+    runs = [
+        {"image": name, "question": own.question, **beside(own, run), "picture": path}
+        for (name, own, run), path in zip(all_runs(found), drawn, strict=True)
+    ]
+    return {"model": model, **runs[0], "runs": runs}
+
+
+def all_runs(found: dict[str, Comparison]) -> Iterator[tuple[str, Comparison, Run]]:
+    """Every run with its picture's name and comparison."""
+    return ((name, own, run) for name, own in found.items() for run in own.runs)
+
+
+def draw_runs(found: dict[str, Comparison], path: Path | None) -> list[str | None]:
+    """Draw every run in which something was dropped; returns one path per run, None where nothing was drawn."""
+    from globalcom2.lab.comparison import title  # noqa: PLC0415
+
+    runs = list(all_runs(found))
+    if path is None:
+        return [None] * len(runs)
+    from globalcom2.lab.picture import draw_picture  # noqa: PLC0415
+
+    drawn: list[str | None] = []
+    for number, (_, own, run) in enumerate(runs, 1):
+        if run.entry is None or run.visual_tokens == own.full.visual_tokens:
+            drawn.append(None)
+            continue
+        target = path if len(runs) == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        draw_picture(own.image, run.entry, target, title=title(own, run))
+        drawn.append(str(target))
+    if not any(drawn):
+        notes.print("No picture drawn: nothing was dropped.")
+    return drawn
+
+
+def write_page(found: dict[str, Comparison], path: Path) -> str | None:
+    """Write one page with every run's answer and what it kept; returns its path, None if no run has anything to show."""
+    from globalcom2.lab.sheets import draw_page  # noqa: PLC0415
+
+    several = len(found) > 1
+    shown = [(name, own, run) for name, own, run in all_runs(found) if run.entry is not None]
+    if not shown:
+        notes.print("No page written: nothing was compressed.")
+        return None
+    draw_page(
+        [own.image for _, own, _ in shown],
+        [run.entry for _, _, run in shown if run.entry is not None],
+        path,
+        shown[0][1].question,
+        names=[f"{name}: {run.setting}" if several else run.setting for name, _, run in shown],
+        answers=[run.answer for _, _, run in shown],
+        table=[row for name, own in found.items() for row in own.table(name if several else None)],
     )
-    # Two lines each, so that all of it fits 80 columns.
-    for column in ("", "answer", "visual\ntokens", "prompt\ntokens", "prefill\nGFLOPs", "seconds"):
-        left = column in ("", "answer")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for name, row in (("all tokens", full), (f"{result['method']} {result['retention_ratio']:g}", short)):
-        cells = (
-            row["visual_tokens"],
-            row["prompt_tokens"],
-            f"{row['prefill_flops'] / 1e9:,.2f}",
-            f"{row['seconds']:.3f}",
-        )
-        table.add_row(name, row["answer"], *map(str, cells))
-    console = Console()
-    console.print(table)
-    ratios = ", ".join(f"{ratio:.0%}" for ratio in short["crop_ratios"])
-    tower = f"{full['tower_flops'] / 1e9:,.2f}"
-    console.print(f"Kept per crop: {ratios or '-'}. Selection: {short['selection_seconds'] * 1e3:.1f} ms.")
-    console.print(f"Vision tower, in both calls: {tower} GFLOPs.")
-    if result["picture"]:
-        console.print(f"Picture: {result['picture']}")
+    return str(path)

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from globalcom2.cli.options import Debug, Json, Retentions, TextTokens, read_ratios
-from globalcom2.cli.output import notes
+from globalcom2.cli.output import flops_unit, notes
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
-UNITS = (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6))
 
 
 def estimate(
@@ -50,7 +49,7 @@ def estimate(
 def _print_estimate(result: dict[str, Any]) -> None:
     paper, rows, ours = result["convention"] == "paper", result["rows"], result.get("ours", result["rows"])
     wholes = [row["total_flops"] + row.get("left_out_flops", 0) for row in rows]
-    unit, size = _unit(min(row["prefill_flops"] for row in rows))
+    unit, size = flops_unit(min(row["prefill_flops"] for row in rows))
 
     def flops(value: int) -> str:
         return f"{value / size:,.2f}"
@@ -63,7 +62,7 @@ def _print_estimate(result: dict[str, Any]) -> None:
     if paper:
         columns += ["ours", "whole", "share"]
     else:
-        token_unit, token_size = _unit(min(row["decode_flops"] for row in rows))
+        token_unit, token_size = flops_unit(min(row["decode_flops"] for row in rows))
         columns += ["speed-up", f"{token_unit}/token"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -89,11 +88,6 @@ def _print_estimate(result: dict[str, Any]) -> None:
             f"'whole' adds the vision tower ({flops(rows[0]['tower_flops'])}) and the projector on the tokens that stay. "
             "'speed-up' of the first token leaves out masked attention, which sdpa and flash kernels skip."
         )
-
-
-def _unit(smallest: int) -> tuple[str, float]:
-    """The largest unit in which `smallest` operations still show a digit, and its size."""
-    return next((unit for unit in UNITS if smallest >= 0.05 * unit[1]), UNITS[-1])
 
 
 def _mebibytes(size: int) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from globalcom2.core.budget import check_ratio
-from globalcom2.core.methods import parse_method
+from globalcom2.core.methods import list_methods, parse_method
+from globalcom2.core.presets import PRESETS
 from globalcom2.errors import InputError
+
+if TYPE_CHECKING:
+    from globalcom2.lab.settings import Setting
 
 _RETENTION = ("--retention", "--retention-ratio")
 Retention = Annotated[
@@ -33,7 +37,6 @@ Retentions = Annotated[
         show_default=False,
     ),
 ]
-Method = Annotated[str, typer.Option(help="Selector, with options if you like: globalcom2:alpha=0.3.")]
 Methods = Annotated[
     list[str] | None,
     typer.Option(
@@ -41,8 +44,22 @@ Methods = Annotated[
         metavar="METHODS",
         help="Selectors, with options if you like: uniform,globalcom2:alpha=0.3, or one per flag.",
         show_default=False,
+        autocompletion=list_methods,
     ),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Named settings of globalcom2: default, paper, published.",
+        show_default=False,
+        autocompletion=lambda: list(PRESETS),
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="A saved CompressionConfig: its .json file, or the folder that has it.", show_default=False),
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Model = Annotated[str, typer.Option(help="'mini', a folder with a checkpoint, or a name on the hub.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -119,9 +136,44 @@ def read_methods(texts: Sequence[str] | None, default: Sequence[str]) -> list[st
     return methods
 
 
+def read_settings(
+    ratios: Sequence[str] | None, methods: Sequence[str] | None, preset: str | None, config: Path | None
+) -> list[Setting]:
+    """What `--retention`, `--method`, `--preset` and `--config` give together: one setting at least.
+
+    Raises:
+        InputError: What cannot be read, or a preset with a configuration.
+    """
+    from globalcom2.lab.settings import settings_from, settings_of  # noqa: PLC0415
+
+    if config is None:
+        return settings_of(read_methods(methods, ["globalcom2"]), read_ratios(ratios, [0.1]), preset)
+    if preset is not None:
+        raise InputError(
+            f"--preset must be left out with --config, got {preset!r} and {str(config)!r}: both say how to compress. Write "
+            "the preset into the configuration."
+        )
+    from globalcom2.hf.config import CompressionConfig  # noqa: PLC0415
+
+    saved = CompressionConfig.from_pretrained(config)
+    return settings_from(
+        saved, read_methods(methods, ()) if methods else None, read_ratios(ratios, ()) if ratios else None
+    )
+
+
 def check_drawing(flag: str, path: Path | None) -> None:
     """Raise `InputError` unless `path` is None or a file that can be drawn into."""
     _check_file(flag, path, (".png", ".pdf", ".svg", ".jpg"))
+
+
+def check_page(flag: str, path: Path | None) -> None:
+    """Raise `InputError` unless `path` is None or an HTML file that can be written."""
+    _check_file(flag, path, (".html", ".htm"))
+
+
+def check_table(path: Path) -> None:
+    """Raise `InputError` unless `path` is a CSV file that can be written."""
+    _check_file("--csv", path, (".csv",))
 
 
 def check_result(path: Path | None, force: bool) -> None:

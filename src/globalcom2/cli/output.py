@@ -7,14 +7,21 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from globalcom2.lab.labels import FULL
+
+if TYPE_CHECKING:
+    from globalcom2.lab.comparison import Comparison
+
+UNITS = (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6))
 notes = Console(stderr=True)
 """Progress and remarks; stdout is for results."""
 
@@ -88,6 +95,44 @@ def print_runs(result: dict[str, Any], heads: Sequence[str], cells: Callable[[di
     console.print("Accuracy per kind of question, %", highlight=False)
     console.print(by_kind)
     console.print("Tokens per image, newlines included; intervals over images.")
+
+
+def print_answers(found: Comparison, name: str | None = None) -> None:
+    """Print the answers to one question about one image as a table of at most 80 columns.
+
+    Args:
+        found: All tokens' answer and those of the runs.
+        name: What the image is called; None leaves it out.
+    """
+    console = Console(highlight=False)
+    title = found.question if name is None else f"{name}: {found.question}"
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    counts = [answer.prefill_flops for answer in (found.full, *found.runs) if answer.prefill_flops is not None]
+    unit, size = flops_unit(min(counts, default=0))
+    # Two lines each, so that all of it fits 80 columns.
+    for column in ("method", "ratio", "answer", "visual\ntokens", "prompt\ntokens", f"prefill\n{unit}", "seconds"):
+        left = column in ("method", "answer")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    heads = [(FULL, "1", found.full), *((run.label, f"{run.retention_ratio:g}", run) for run in found.runs)]
+    for method, ratio, answer in heads:
+        operations = "-" if answer.prefill_flops is None else f"{answer.prefill_flops / size:,.2f}"
+        figures = (str(answer.visual_tokens), str(answer.prompt_tokens), operations, f"{answer.seconds:.3f}")
+        table.add_row(Text(method), ratio, Text(answer.answer), *figures)
+    console.print(table)
+    for run in found.runs:
+        ratios = ", ".join(f"{ratio:.0%}" for ratio in run.crop_ratios)
+        which = f" by {run.label} at {run.retention_ratio:g}" if len(found.runs) > 1 else ""
+        if ratios or not which:
+            took = f"Selection: {run.selection_seconds * 1e3:.1f} ms."
+            console.print(Text(f"Kept per crop{which}: {ratios or '-'}. {took}"))
+    if found.full.tower_flops is not None:
+        unit, size = flops_unit(found.full.tower_flops)
+        console.print(f"Vision tower, in every call: {found.full.tower_flops / size:,.2f} {unit}.")
+
+
+def flops_unit(smallest: float) -> tuple[str, float]:
+    """The largest unit in which `smallest` operations still show a digit, and its size."""
+    return next((unit for unit in UNITS if smallest >= 0.05 * unit[1]), UNITS[-1])
 
 
 def _table(left: Sequence[str], right: Sequence[str]) -> Table:

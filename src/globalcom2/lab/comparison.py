@@ -69,6 +69,11 @@ class Run(Answer):
         """The method with its options, as tables name it."""
         return label({"method": self.method, "options": self.options})
 
+    @property
+    def setting(self) -> str:
+        """The method with its options, and the ratio."""
+        return f"{self.label} at {self.retention_ratio:g}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; the setting is left out."""
         return super().to_dict() | {"crop_ratios": self.crop_ratios, "selection_seconds": self.selection_seconds}
@@ -82,6 +87,28 @@ class Comparison:
     image: Image.Image
     full: Answer
     runs: tuple[Run, ...]
+
+    def table(self, name: str | None = None) -> list[dict[str, object]]:
+        """Rows for people, column by name: all tokens first, then every run.
+
+        Args:
+            name: What the image is called, for a first column; None leaves it out.
+        """
+        first = {} if name is None else {"image": name}
+        heads = [("all tokens", self.full), *((run.setting, run) for run in self.runs)]
+        return [{**first, "setting": setting, **_row(answer)} for setting, answer in heads]
+
+
+def _row(answer: Answer) -> dict[str, object]:
+    """An answer's figures for people; operations in units of a thousand millions."""
+    prefill = answer.prefill_flops
+    return {
+        "answer": answer.answer,
+        "visual tokens": answer.visual_tokens,
+        "prompt tokens": answer.prompt_tokens,
+        "prefill GFLOPs": "-" if prefill is None else f"{prefill / 1e9:,.2f}",
+        "seconds": f"{answer.seconds:.2f}",
+    }
 
 
 class Call:

@@ -126,7 +126,7 @@ def _read(answer: Any, address: str, most_bytes: int, deadline: float) -> bytes:
 
 def _too_large(address: str, most_bytes: int) -> DataError:
     return DataError(
-        f"image must be a file of at most {most_bytes / 1e6:g} MB, got more from {address!r}. Raise --max-download-mb, or "
+        f"image must be a file of at most {most_bytes / 1e6:g} MB, got more from {address!r}. Raise --max-mb, or "
         "download it yourself."
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from globalcom2.core.methods import parse_method
@@ -12,6 +12,7 @@ from globalcom2.lab.labels import label
 
 if TYPE_CHECKING:
     from globalcom2.hf.compression import Compression
+    from globalcom2.hf.config import CompressionConfig
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,25 @@ def settings_of(methods: Iterable[str], ratios: Iterable[float], preset: str | N
 
 
 def settings_from(
-    config: Mapping[str, Any], methods: Iterable[str] | None, ratios: Iterable[float] | None
+    config: CompressionConfig, methods: Iterable[str] | None, ratios: Iterable[float] | None
 ) -> list[Setting]:
-    """What a saved configuration says, with other methods or ratios if they are given.
+    """What a configuration says, with other methods or ratios if they are given.
 
     Args:
-        config: Arguments of `compress` by name; "options" are those of its method, and go to no other one.
+        config: Its `options` are those of its method, and go to no other one.
         methods: Methods as the command line has them; None for the configuration's.
         ratios: None for the configuration's.
     """
-    own = {name: value for name, value in config.items() if name not in ("method", "retention_ratio", "options")}
+    own = {
+        field.name: value
+        for field in fields(config)
+        if field.name not in ("method", "retention_ratio", "options")
+        and (value := getattr(config, field.name)) != field.default
+    }
     found = []
-    for ratio in ratios or [config["retention_ratio"]]:
-        for text in methods or [config["method"]]:
-            options = config["options"] if parse_method(text)[0] == config["method"] else {}
+    for ratio in ratios or [config.retention_ratio]:
+        for text in methods or [config.method_name]:
+            options = config.options if parse_method(text)[0] == config.method_name else {}
             found.append(Setting.of(text, ratio, **own, **options))
     return _once(found)
 
