@@ -25,6 +25,7 @@ from globalcom2.hf.report import Clock, Report
 from globalcom2.hf.saliency import Encoded, Saliency
 from globalcom2.hf.shortening import Rewriting, choose, project, read_prompt, rewrite
 from globalcom2.hf.unknown_grid import choose_tokens
+from globalcom2.hf.unshortened import unshortened_entries
 from globalcom2.hf.visuals import in_prompt_order, visuals_of_call
 
 NEVER_ENTERED = (
@@ -200,7 +201,9 @@ class Compression:
 
     @property
     def report(self) -> Report:
-        """What happened in the last call; empty if nothing was compressed in it.
+        """What happened in the last call; empty if it had no images or videos, or passed through.
+
+        At a ratio of 1 it has an entry for each image, of which everything was kept.
 
         A call that continues a compressed cache leaves the report of its first turn.
         """
@@ -244,9 +247,13 @@ class Compression:
         """
         settings = self.settings
         embedded = any(call.get(name) is not None for name in ("inputs_embeds", "mm_encoder_outputs"))
-        if call.get("input_ids") is None or embedded or settings.retention_ratio == 1.0:
+        if call.get("input_ids") is None or embedded:
             return None
         if all(call.get(adapter.pixels) is None for adapter in self.adapters.values()):
+            return None
+        if settings.retention_ratio == 1.0:
+            entries = unshortened_entries(model, call, self.adapters.values())
+            self._report = Report(1.0, settings.method_name, entries)
             return None
         given = read_prompt(call, direct=direct, cached=cached)
         found = visuals_of_call(model, call, given.ids, list(self.adapters.values()))

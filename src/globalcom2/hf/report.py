@@ -21,8 +21,8 @@ from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.hf.pixels import Pixels
 
 NOTHING_COMPRESSED = (
-    "nothing was compressed in the last call: there was none yet, it had no images or videos, its ratio was 1, or it "
-    "passed through. Check len(report) first."
+    "nothing was compressed in the last call: there was none yet, it had no images or videos, or it passed "
+    "through. Check len(report) first."
 )
 
 
