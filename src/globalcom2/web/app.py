@@ -29,6 +29,13 @@ element.addEventListener('click', (event) => {
 });
 """
 TO_ANSWERS = "() => { document.getElementById('gc-results')?.scrollIntoView({behavior: 'smooth', block: 'start'}); }"
+FITS = """() => window.addEventListener('message', (event) => {
+  const height = Number(event.data?.keptHeight);
+  if (!(height > 0 && height < 20000)) return;
+  for (const frame of document.querySelectorAll('#gc-views iframe')) {
+    if (frame.contentWindow === event.source) frame.style.height = height + 'px';
+  }
+})"""
 RAW = {"api_visibility": "private", "preprocess": False}
 """No endpoint for programs, and a picture that reaches us as the uploaded file: `open_image` alone decodes it."""
 log = logging.getLogger(__name__)
@@ -51,23 +58,22 @@ def build(answering: Answering, queue: int = 16) -> Any:
         delete_cache=(60, round(60 * answering.limits.minutes)),
         fill_width=True,
     ) as page:
-        gr.HTML(_header(name), elem_id="gc-header")
+        gr.HTML(_header(name), elem_id="gc-header", apply_default_css=False)
         with gr.Row(elem_id="gc-inputs"):
-            with gr.Column(scale=5, min_width=300):
+            with gr.Column(scale=1, min_width=300):
                 picture = gr.Image(
                     label=f"Picture, up to {answering.limits.upload_mb:g} MB",
                     type="filepath", format="png", image_mode=None, sources=["upload", "clipboard"],
-                    buttons=["fullscreen"], height=300, elem_id="gc-picture", alt_text="The picture of your question",
+                    buttons=["fullscreen"], height=352, elem_id="gc-picture", alt_text="The picture of your question",
                 )  # fmt: skip
-                strip = gr.HTML(examples.strip(), js_on_load=CHOSEN, elem_id="gc-strip")
-            with gr.Column(scale=4, min_width=300):
+            with gr.Column(scale=1, min_width=300):
                 question = gr.Textbox(
                     label="Question", lines=2, max_lines=4, max_length=answering.limits.question, submit_btn=False,
                     placeholder=examples.EXAMPLES[0].question, elem_id="gc-question",
                 )  # fmt: skip
                 ratio = gr.Slider(
-                    LOWEST_RATIO, 1.0, value=0.1, step=0.01, label="Retention ratio: fraction of the visual tokens to keep",
-                    elem_id="gc-ratio",
+                    LOWEST_RATIO, 1.0, value=0.1, step=0.01, label="Retention ratio", elem_id="gc-ratio",
+                    info="The fraction of the visual tokens to keep.",
                 )  # fmt: skip
                 with gr.Row():
                     first = _chooser("Method", method_choices(), PRESET_METHOD, "gc-first")
@@ -77,9 +83,10 @@ def build(answering: Answering, queue: int = 16) -> Any:
                     elem_id="gc-model",
                 )  # fmt: skip
                 button = gr.Button("Ask", variant="primary", size="lg", elem_id="gc-ask")
+        strip = gr.HTML(examples.strip(), js_on_load=CHOSEN, elem_id="gc-strip", apply_default_css=False)
         with gr.Column(elem_id="gc-results"):
-            summary = gr.HTML(results.placeholder(), elem_id="gc-summary")
-            views = gr.HTML("", elem_id="gc-views")
+            summary = gr.HTML(results.placeholder(), elem_id="gc-summary", apply_default_css=False)
+            views = gr.HTML("", elem_id="gc-views", apply_default_css=False)
         _wire(page, answering, (picture, question, ratio, first, second, model), (summary, views), button, strip)
     page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
     return page
@@ -90,6 +97,11 @@ def look() -> dict[str, Any]:
     theme = gr.themes.Base(
         primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"],
         radius_size="md",
+    ).set(
+        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white", button_primary_text_color_dark="white",
+        slider_color="*primary_700", slider_color_dark="*primary_500",
     )  # fmt: skip
     return {"theme": theme, "css": STYLE.read_text()}
 
@@ -147,9 +159,10 @@ def _wire(
 
     asked = gr.on(
         [button.click, question.submit], ask, list(inputs), list(outputs), concurrency_limit=1, concurrency_id="model",
-        show_progress="full", scroll_to_output=False, **RAW,
+        show_progress="full", show_progress_on=outputs[0], **RAW,
     )  # fmt: skip
     asked.success(None, js=TO_ANSWERS)
+    page.load(None, js=FITS)
     picture.upload(uploaded, picture, picture, concurrency_limit=2, show_progress="hidden", **RAW)
     strip.click(chosen, None, [picture, question], concurrency_limit=4, show_progress="hidden", **RAW)
 

@@ -74,7 +74,7 @@ def strip() -> str:
         f'<img src="{_inline(one.picture())}" alt=""><span>{html.escape(one.question)}</span></button>'
         for number, one in enumerate(EXAMPLES)
     )
-    return f'<div class="gc-examples" role="group" aria-label="Examples">{buttons}</div>'
+    return f'<div class="gc-strip"><h2>Or try an example</h2><div class="gc-examples">{buttons}</div></div>'
 
 
 def _same(one: Image.Image, other: Image.Image) -> bool:

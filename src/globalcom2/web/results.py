@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 
-from globalcom2.lab.comparison import Answer, Comparison, Run
+from globalcom2.drawing.page import in_frame, kept_page
+from globalcom2.drawing.panel import Panel
+from globalcom2.drawing.pictures import Pictures
+from globalcom2.lab.comparison import Answer, Comparison
 from globalcom2.lab.labels import FULL, percent
-from globalcom2.lab.picture import draw_picture
 from globalcom2.web.examples import right_answer
 
 COLUMNS = ("", "Answer", "Visual tokens", "Prefill", "Seconds")
 TERA, GIGA = 1e12, 1e9
+GROWS = """<style>
+.g2 { min-height: 0 !important; padding: .75rem 1rem 1rem !important; }
+.g2 .stage { width: 100% !important; }
+.g2 figure.thumbnail { flex: 0 1 15rem !important; }
+</style>
+<script>
+const kept = document.querySelector(".g2");
+const tell = () => parent.postMessage({keptHeight: Math.ceil(kept.getBoundingClientRect().height) + 2}, "*");
+new ResizeObserver(tell).observe(kept);
+</script>"""
+"""Added to the page in the frame: it tells its height, so that there is one scroll bar and not two."""
 
 
 def placeholder() -> str:
@@ -42,11 +53,10 @@ def summary(found: Comparison) -> str:
 
 def _judged(found: Comparison) -> str:
     right = right_answer(found.image, found.question)
-    if right is not None:
-        return f"The right answer is <strong>{html.escape(right)}</strong>."
-    if all(run.answer == found.full.answer for run in found.runs):
-        return "All answers are the same. That does not make them right."
-    return "Marked answers differ from that of all tokens. Any of them may be wrong."
+    known = "" if right is None else f"The right answer is <strong>{html.escape(right)}</strong>. "
+    if any(run.answer != found.full.answer for run in found.runs):
+        return known + "An underlined answer differs from that of all tokens."
+    return known or "All answers are the same. That does not make them right."
 
 
 def _row(name: str, ratio: str, answer: Answer, full: Answer, unit: tuple[float, str]) -> str:
@@ -81,18 +91,17 @@ def _unit(full: Answer) -> tuple[float, str]:
 
 
 def views(found: Comparison) -> str:
-    """For each setting what it kept, in a frame of its own."""
-    return f'<div class="gc-views">{"".join(_view(found, run) for run in found.runs)}</div>' if found.runs else ""
-
-
-def _view(found: Comparison, run: Run) -> str:
-    title = html.escape(f"{run.label}, ratio {run.retention_ratio:g}")
-    return f'<section aria-label="{title}"><h3>{title}</h3>{_drawn(found, run)}</section>'
-
-
-def _drawn(found: Comparison, run: Run) -> str:
-    if run.entry is None:
-        return "<p>Nothing was dropped.</p>"
-    file = io.BytesIO()
-    draw_picture(found.image, run.entry).savefig(file, format="png", dpi=110)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    """What each setting kept, beside each other in one frame, so that one box shows or hides a layer in all of them."""
+    panels = [
+        Panel(
+            run.entry,
+            Pictures.of_image(found.image, run.entry.layout),
+            name=f"{run.label}, ratio {run.retention_ratio:g}",
+            answer=f"Answer: {run.answer or 'none'}",
+        )
+        for run in found.runs
+        if run.entry is not None
+    ]
+    if not panels:
+        return '<div class="gc-empty">Nothing was dropped, so there is nothing to show.</div>'
+    return in_frame(kept_page(panels, title="What was kept").replace("</body>", f"{GROWS}</body>"), 720)
