@@ -126,7 +126,7 @@ def _view(view: View, place: int, frame: Frame, picture: str) -> str:
     words = f"{view.name}: {view.kept} of {view.count} tokens kept, {view.ratio:.0%}"
     return (
         f'<div class="view" role="img" aria-label="{escape(words)}" data-panel="{frame.number}" data-view="{place}" '
-        f'style="aspect-ratio:{frame.size[1]}/{frame.size[0]}">{picture}{heat}'
+        f'style="aspect-ratio:{frame.size[1]}/{frame.size[0]};--tokens:{width}">{picture}{heat}'
         f'<svg class="marks" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
         f"{_paths(view)}</svg></div>"
     )

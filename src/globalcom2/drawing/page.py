@@ -48,6 +48,8 @@ def kept_page(
     heated = [_heated(panel) for panel in panels]
     absent = {"thumbnail-heat"} if not any(thumbnail for thumbnail, _ in heated) else set()
     absent |= {"crop-heat"} if not any(crops for _, crops in heated) else set()
+    heat = len(absent) < 2
+    absent |= {"picture"} if all(panel.pictures is None for panel in panels) else set()
     return _template("page.html").substitute(
         version=escape(__version__),
         uid=uid,
@@ -55,7 +57,7 @@ def kept_page(
         style=_style() + picture_rules(panels, uid),
         table=_table(table),
         layers="\n".join(_checkbox(name) for name in LAYERS if name not in absent),
-        legend=_legend(panels, heat=len(absent) < 2),
+        legend=_legend(panels, heat=heat),
         cards="\n".join(card(panel, number, panels) for number, panel in enumerate(panels)),
         note=f'<p class="note">{escape(note)}</p>' if note else "",
         numbers=_numbers(panels),
