@@ -1,4 +1,5 @@
-"""What mkdocs does beyond its own: the reference of the command line, and links to files of the repository.
+"""What mkdocs does beyond its own: the reference of the command line, a page that shows what was kept, and links to files
+of the repository.
 
 Pages link to the repository's files as `../benchmarks/results/x.json`, so that the links work where the pages are read as
 they are. The site has no files but its own, so those that are linked to are copied into it, below `repository/`.
@@ -21,14 +22,22 @@ from globalcom2.cli.app import app
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)(#[^)\s]*)?(?=\))")
 COMMANDS = "<!-- commands -->"
+KEPT = "<!-- kept page -->"
+FRAME = (
+    '<iframe src="kept.html" title="What was kept, to look at" loading="lazy" '
+    'style="width:100%;height:46rem;border:1px solid var(--md-default-fg-color--lightest)"></iframe>'
+)
 SHOWN = (".json", ".jsonl", ".txt", ".png", ".ipynb", ".csv")
 """Files that keep their names. All others get `.txt`, so that a browser shows them and mkdocs makes no page of them."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the repository's files that pages link to."""
+    """Add the repository's files that pages link to, and the page that shows what was kept."""
     for page in files.documentation_pages():
-        for target in _linked(Path(page.abs_src_path).read_text(), page.src_uri):
+        text = Path(page.abs_src_path).read_text()
+        if KEPT in text:
+            files.append(File.generated(config, "kept.html", content=kept_page()))
+        for target in _linked(text, page.src_uri):
             if files.get_file_from_path(_place(target)) is None:
                 files.append(File.generated(config, _place(target), abs_src_path=str(ROOT / target)))
     return files
@@ -42,7 +51,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return posixpath.relpath(_place(_resolved(found[1], page.file.src_uri)), here or ".")
 
     # Lines of a file have no place in its copy, so what follows `#` goes.
-    return LINK.sub(pointed, markdown).replace(COMMANDS, command_reference())
+    return LINK.sub(pointed, markdown).replace(COMMANDS, command_reference()).replace(KEPT, FRAME)
 
 
 def _linked(markdown: str, page: str) -> Iterator[str]:
@@ -74,9 +83,26 @@ def command_reference() -> str:
 
 
 def _cell(text: str) -> str:
-    # Angle brackets and asterisks are Markdown outside code.
-    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;") if "`" in text else _plain(text)
-
-
-def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("|", "\\|")
+
+
+def kept_page() -> str:
+    """What `globalcom2` keeps of the demo's picture at two ratios, as a page of HTML."""
+    # torch and transformers are for this page alone.
+    from globalcom2 import compress, draw_page, load_mini  # noqa: PLC0415
+    from globalcom2.mini import DEMO_QUESTION, demo_picture  # noqa: PLC0415
+
+    model, processor = load_mini()
+    picture, ratios = demo_picture(), (0.25, 0.1)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEMO_QUESTION}]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(text=prompt, images=picture, return_tensors="pt")
+    entries, answers = [], []
+    for ratio in ratios:
+        with compress(model, ratio) as compression:
+            out = model.generate(**inputs, max_new_tokens=8)
+        entries.append(compression.report[0])
+        answers.append(processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    names = [f"globalcom2, {ratio:g}" for ratio in ratios]
+    page: str = draw_page(picture, entries, title=DEMO_QUESTION, names=names, answers=answers)
+    return page

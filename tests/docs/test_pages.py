@@ -9,7 +9,7 @@ from docpages import LINKED, PAGES, ROOT, RUN, SHOWN, blocks_of, commands_of, na
 NOT_RUN = 14
 """At most so many blocks may be left out. Rather make a block that runs than raise this."""
 NAME = r"globalcom2(?:\[[^\]]*\](?!\s*@)|(?![\[\w/.\-]|\s*@))"
-INDEX = re.compile(rf"""\b(?:pip|pipx|uv)\s(?:[^`\n]*\s)?install\b[^`\n]*?['"\s]{NAME}""")
+INDEX = re.compile(rf"""\b(?:pip|pipx|uv)\s(?:[^`\n#]*\s)?install\b[^`\n#]*?['"\s]{NAME}""")
 """An installation of the package by its bare name, which no index has."""
 
 
@@ -74,7 +74,7 @@ def test_no_page_installs_from_an_index(page):
         ("`pip install .`", False),
         ("pip install '.[web]'", False),
         ('pip install "globalcom2[vllm] @ git+<address>"', False),
-        ("pip install -e examples/globalcom2-spread", False),
+        ("pip install -e examples/globalcom2-spread  # where globalcom2 is", False),
     ],
 )
 def test_what_counts_as_an_index(text, wrong):
