@@ -1,14 +1,36 @@
 """The drawing, and the opening of pictures."""
 
+import logging
+import warnings
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from drawing.made import made, padded, ratio_one
 from globalcom2 import compress, draw_picture
+from globalcom2.drawing.panel import Panel
 from globalcom2.errors import DataError, InputError
 from globalcom2.lab.images import open_image
-from globalcom2.lab.picture import _greyed
+from globalcom2.lab.picture import shaded
 from tiny import picture
+
+
+def boxes(figure):
+    """Pixels that the views cover and pixels that the budgets cover, each as (left, bottom, right, top)."""
+    renderer = figure.canvas.get_renderer()
+    views, labels = [], []
+    for axes in figure.axes:
+        for image in axes.images:
+            left, right, low, high = image.get_extent()
+            (x0, y0), (x1, y1) = axes.transData.transform([(left, low), (right, high)])
+            views.append((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+        labels += [text.get_window_extent(renderer).extents for text in axes.texts if "%" in text.get_text()]
+    return views, labels
+
+
+def apart(a, b):
+    return a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 1 or b[3] <= a[1] + 1
 
 
 @pytest.mark.parametrize("size", [(168, 168), (400, 100), (100, 400), (250, 250), (64, 90)])
@@ -19,16 +41,98 @@ def test_draws_every_grid(tiny, tmp_path, size):
     path = tmp_path / "kept.png"
     figure = draw_picture(image, compression.report[0], path)
     assert Image.open(path).size[0] > 400
-    texts = [t.get_text() for axis in figure.axes for t in axis.texts]
-    assert texts == [f"{ratio:.0%}" for ratio in compression.report[0].crop_ratios]
+    shares = [t.get_text().split()[0] for axis in figure.axes for t in axis.texts if "%" in t.get_text()]
+    assert shares == [f"{ratio:.0%}" for ratio in compression.report[0].crop_ratios]
     assert str(compression.report[0].tokens_after) in figure.get_suptitle()
 
 
-def test_dropped_tokens_are_grey_and_kept_ones_untouched():
-    pixels = np.array([[[200, 10, 30], [200, 10, 30]]], np.uint8)
-    out = _greyed(pixels, np.array([[True, False]]))
-    assert out[0, 0].tolist() == [200, 10, 30]
-    assert len(set(out[0, 1].tolist())) == 1
+@pytest.mark.parametrize(
+    "entry",
+    [made((1, 6), (8, 8)), made((6, 6), (24, 24)), made((1, 1), (1, 1)), made((5, 1), (3, 3)), made(layout=padded())],
+    ids=lambda entry: str(entry.grid),
+)
+def test_budgets_hide_no_token_and_stay_apart(entry):
+    views, labels = boxes(draw_picture(picture(300, 200), entry))
+    assert len(labels) == len(entry.crop_ratios)
+    assert all(apart(label, view) for label in labels for view in views)
+    assert all(apart(a, b) for i, a in enumerate(labels) for b in labels[:i])
+
+
+@pytest.mark.parametrize("entry", [made((0, 0)), ratio_one(made((2, 2))), made((1, 3), known_grid=False)])
+def test_draws_what_has_no_crops_no_scores_or_no_known_places(entry):
+    figure = draw_picture(picture(90, 60), entry)
+    assert str(entry.tokens_after) in figure.get_suptitle()
+
+
+def test_a_video_is_refused(tmp_path):
+    from globalcom2.adapters.videos import frames_layout
+
+    with pytest.raises(InputError, match="draw_page draws its frames"):
+        draw_picture(picture(90, 60), made(layout=frames_layout(3, (2, 2), newline=False)))
+
+
+@pytest.mark.parametrize("ground", ["white", "black", (90, 105, 130)])
+def test_kept_and_dropped_differ_at_a_glance_on_any_ground(tmp_path, ground):
+    """Mean colours of a kept and of a dropped token in the saved file; outlines and hatching count."""
+    entry, path = made((1, 1), (2, 2), 0.25), tmp_path / "kept.png"
+    figure = draw_picture(Image.new("RGB", (100, 100), ground), entry, path)
+    pixels = np.asarray(Image.open(path).convert("RGB"), float)
+    crop = boxes(figure)[0][-1]
+    scale = pixels.shape[1] / figure.bbox.width
+    left, low, right, high = (edge * scale for edge in crop)
+    colors = {True: [], False: []}
+    for (y, x), keep in np.ndenumerate(entry.keep.crops.view(2, 2).numpy()):
+        rows = [int(pixels.shape[0] - high + (high - low) * (y + at) / 2) for at in (0, 1)]
+        cols = [int(left + (right - left) * (x + at) / 2) for at in (0, 1)]
+        colors[bool(keep)].append(pixels[rows[0] : rows[1], cols[0] : cols[1]].mean((0, 1)))
+    least = min(np.abs(kept - dropped).sum() for kept in colors[True] for dropped in colors[False])
+    assert least > (60 if ground in ("white", "black") else 3)
+
+
+def test_kept_tokens_are_untouched_and_padding_is_blank():
+    view = Panel(made(layout=padded(2), ratio=0.4)).crops[2]
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    shown = shaded(pixels, view)
+    at = np.kron(view.keep, np.ones((4, 4), bool))
+    assert view.kept
+    assert (shown[at] == pixels[at]).all()
+    assert (shown[8:] == shown[-1, -1]).all()
+    assert not (shown[:8] == shown[-1, -1]).all()
+
+
+TITLES = {
+    "long": "What is the third word of the second line of the paragraph below the heading? " * 4,
+    "one word": "x" * 400,
+    "mathematics": "Does it cost $5, $6_{x}^2$ or \\$7? 100 % of $\\frac$",
+    "scripts": "请问发票号码是多少？ これは何ですか 이것은 무엇입니까 \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 ❤\ufe0f \x07\ud800",
+}
+
+
+@pytest.mark.parametrize("title", TITLES.values(), ids=TITLES)
+def test_titles_fit_and_draw_without_a_word(title, tmp_path, caplog):
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        figure = draw_picture(picture(100, 100), made(), tmp_path / "a.png", title=title)
+    assert caplog.records == []
+    box = figure._suptitle.get_window_extent(figure.canvas.get_renderer())
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+    views, _labels = boxes(figure)
+    assert all(apart(box.extents, view) for view in views)
+    if title == TITLES["mathematics"]:
+        assert figure.get_suptitle().replace("\n", " ") == title
+
+
+def test_a_document_is_readable_where_it_was_kept():
+    """The page keeps its letters: dark on light in kept tokens, dim in dropped ones."""
+    page = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(page).rectangle((0, 28, 64, 36), fill="black")
+    view = Panel(made((1, 1), (4, 4), 0.5)).crops[0]
+    shown = shaded(np.asarray(page), view).astype(int)
+    at = np.kron(view.keep, np.ones((16, 16), bool))
+    assert np.ptp(shown[at]) == 255
+    assert np.ptp(shown[~at].mean(-1)) < 110
 
 
 def test_opens_what_can_be_used(tmp_path):
