@@ -56,9 +56,7 @@ class CompressionConfig:
     """Options of the method."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.options, dict):
-            raise InputError(f"options must be a dictionary, got {self.options!r}.")
-        self._set("options", dict(self.options))
+        self._set("options", _checked_options(self.options))
         if isinstance(self.method, str) and ":" in self.method:
             self._read_text(self.method)
         self._set("retention_ratio", check_ratio(self.retention_ratio))
@@ -159,7 +157,7 @@ class CompressionConfig:
             method, told = parse_method(method)
             changes = {**told, **changes}
         same = method == self.method or (isinstance(method, str) and method == self.method_name)
-        options = dict(changes.pop("options", self.options if same else {}))
+        options = _checked_options(changes.pop("options", self.options if same else {}))
         options |= {name: value for name, value in changes.items() if name not in SETTINGS}
         fields = {name: value for name, value in changes.items() if name in SETTINGS}
         return dataclasses.replace(self, method=method, options=options, **fields)
@@ -280,6 +278,13 @@ DEFAULTS: dict[str, Any] = {
 """By field, but for `options`."""
 SETTINGS = (*DEFAULTS, "options")
 """Names of the fields."""
+
+
+def _checked_options(options: Any) -> dict[str, Any]:
+    """A copy. Raises `InputError` unless it is a dictionary with names for keys."""
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise InputError(f"options must be a dictionary of names and values, got {options!r}.")
+    return dict(options)
 
 
 def _config_of(model: Any) -> Any:
