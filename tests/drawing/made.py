@@ -20,11 +20,13 @@ def made(grid=(2, 2), token_grid=(4, 4), ratio=0.25, layout=None, seed=0, **more
         layout.grid,
         thumbnail_scores=thumbnail,
         token_grid=layout.token_grid,
+        lines=layout.lines,
         thumbnail_grid=layout.thumbnail_grid,
         guidance=None if layout.thumbnail else crops,
     )
     keep = select(views, ratio)
-    batched = Keep(keep.thumbnail[None], keep.crops[None])
+    newlines = None if keep.newlines is None else keep.newlines[None]
+    batched = Keep(keep.thumbnail[None], keep.crops[None], newlines)
     modality = "image" if layout.thumbnail else "video"
     return ImageReport(0, layout, keep, thumbnail, places_of(batched, layout)[0], modality, crops)
 
