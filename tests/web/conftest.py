@@ -2,15 +2,12 @@
 
 import importlib.util
 import shutil
-from contextlib import contextmanager
 
 import pytest
+from visitors import PIXELS, QUEUE, UPLOAD_MB
 
 _HERE = all(importlib.util.find_spec(name) for name in ("gradio", "playwright"))
 collect_ignore = [] if _HERE else ["test_web_answering.py", "test_web_server.py", "test_web_browser.py"]
-UPLOAD_MB = 1
-PIXELS = 4_000_000
-QUEUE = 2
 
 
 @pytest.fixture(scope="session")
@@ -60,16 +57,3 @@ def chromium(server):
         )  # fmt: skip
         yield browser
         browser.close()
-
-
-@contextmanager
-def visitor(chromium, address, **look):
-    """A visitor of their own: a browser context, whose page has loaded."""
-    context = chromium.new_context(**{"viewport": {"width": 1240, "height": 900}, **look})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.goto(address)
-    page.wait_for_selector("#gc-ask")
-    page.wait_for_selector("button[data-example]")
-    yield page
-    context.close()
