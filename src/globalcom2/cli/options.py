@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from globalcom2.cli.output import notes
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.methods import list_methods, parse_method
 from globalcom2.core.presets import PRESETS
@@ -181,9 +183,23 @@ def check_result(path: Path | None, force: bool) -> None:
     _check_file("--out", path, (".json",))
     if path is not None and path.exists() and not force:
         raise InputError(
-            f"--out must be a new file, got {str(path)!r}, which holds a result. Choose another name, or add --force to "
-            "overwrite it."
+            f"--out must be a new file, got {str(path)!r}, which holds a result of other settings. Choose another name, or "
+            "add --force to overwrite it."
         )
+
+
+def read_result(path: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The result that `path` holds, if it answers what is asked; None if there is none, or another one."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text())
+    except ValueError:
+        return None
+    same = isinstance(result, dict) and result.get("asked") == asked
+    if same:
+        notes.print(f"{path} has this result already; --force measures again.", highlight=False, soft_wrap=True)
+    return result if same else None
 
 
 def _check_file(flag: str, path: Path | None, endings: tuple[str, ...]) -> None:
