@@ -78,7 +78,7 @@ def command_reference() -> str:
         usage = command.get_usage(context).removeprefix("Usage: ")
         parts += [f"## {name}", command.help or "", f"```text\n{usage}\n```", "| | meaning |\n|---|---|"]
         records = (parameter.get_help_record(context) for parameter in command.params)
-        parts[-1] += "".join(f"\n| `{_cell(left)}` | {_cell(right)} |" for left, right in filter(None, records))
+        parts[-1] += "".join(f"\n| `{left}` | {_cell(right)} |" for left, right in filter(None, records))
     return "\n\n".join(parts)
 
 

@@ -2,4 +2,4 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("mkdocs") else ["test_blocks.py", "test_site.py"]
+collect_ignore = [] if importlib.util.find_spec("mkdocs") else ["test_blocks.py", "test_examples.py", "test_site.py"]

@@ -33,6 +33,8 @@ DRY = ("serve",)
 """Commands that only say what they would do."""
 SHAPE = {"git": ("clone",), "cd": (), "vllm": ("serve",)}
 """Commands that are not run: the first words that they may have."""
+INSTALLED = ("examples/selector", "examples/family")
+"""Packages that a reader has installed."""
 PICTURES = ("photo.jpg", "page.png", "photos/one.jpg", "photos/two.png")
 """Files of a reader."""
 
@@ -46,6 +48,8 @@ def folder(tmp_path, monkeypatch):
     shutil.copy(DEMO_PICTURE, tmp_path / "demo.png")
     rows = [{"image": name, "question": "What number is on the orange triangle?"} for name in PICTURES[2:]]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for package in INSTALLED:
+        monkeypatch.syspath_prepend(ROOT / package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     matplotlib.use("Agg")
@@ -100,7 +104,10 @@ def run_globalcom2(words, where, capsys):
     assert code == 0, f"{where}\n{out}\n{err}"
     for option in ("--picture", "--html", "--plot", "--out", "--csv"):
         if option in rest:
-            assert Path(rest[rest.index(option) + 1]).stat().st_size, f"{where}: {option} wrote nothing"
+            path = Path(rest[rest.index(option) + 1])  # with several settings, kept-1.png and so on
+            written = [*path.parent.glob(f"{path.stem}*{path.suffix}")]
+            assert written, f"{where}: {option} wrote nothing"
+            assert all(file.stat().st_size for file in written), where
     return None
 
 

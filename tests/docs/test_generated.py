@@ -7,6 +7,7 @@ import re
 import pytest
 from docpages import ROOT, blocks_of
 
+import globalcom2
 from globalcom2.cli.methods_page import methods_page
 
 DOCS = ROOT / "docs"
@@ -55,6 +56,11 @@ def test_messages_that_the_page_of_errors_quotes_exist(message):
 
 def test_the_page_of_errors_has_enough():
     assert len(quoted_messages()) >= 40
+
+
+def test_the_reference_has_every_public_name():
+    shown = set(re.findall(r"^::: globalcom2\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    assert shown == {name for name in globalcom2.__all__ if name != "__version__"}
 
 
 def test_every_page_is_in_the_navigation():

@@ -1,10 +1,10 @@
 """The family is found, and a compressed call is that of LLaVA-NeXT with scores of the last layer."""
 
 import torch
-from lanterna import LanternaForConditionalGeneration
+from lanterna import LanternaConfig, LanternaForConditionalGeneration
 
 from globalcom2 import compress, list_models, load_mini
-from globalcom2.mini import FOLDER, demo_picture
+from globalcom2.mini import demo_picture
 
 
 def test_the_family_is_found():
@@ -15,9 +15,13 @@ def test_the_family_is_found():
 def test_it_keeps_what_the_last_layer_says():
     """The same weights, asked under both names."""
     known, processor = load_mini()
-    own = LanternaForConditionalGeneration.from_pretrained(FOLDER)
+    settings = {name: value for name, value in known.config.to_dict().items() if name != "model_type"}
+    own = LanternaForConditionalGeneration(LanternaConfig.from_dict(settings)).eval()
+    own.load_state_dict(known.state_dict())
+    own.generation_config = known.generation_config
     text = "<user><image>What number is on the orange triangle?<assistant>"
     inputs = processor(text=text, images=demo_picture(), return_tensors="pt")
+    assert own.config.model_type == "lanterna"
     with compress(own, 0.1) as compression:
         answer = own.generate(**inputs, max_new_tokens=4)
     with compress(known, 0.1, layer=-1) as expected:
