@@ -10,7 +10,7 @@ import globalcom2
 from command import call
 from globalcom2 import Family, InputError, UnsupportedModelError, list_models, register_family
 from globalcom2.adapters import families
-from globalcom2.core import plugins
+from globalcom2.core import methods, plugins
 
 PACKAGE = """
 from globalcom2 import Family
@@ -133,5 +133,5 @@ def test_the_table_says_yes_where_the_vllm_plugin_has_the_family():
 
 
 def test_methods_and_families_share_a_loader():
-    assert families.load_entry_points is plugins.load_entry_points
+    assert families.load_entry_points is methods.load_entry_points is plugins.load_entry_points
     assert globalcom2.Family is Family

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import toys
 from globalcom2 import InputError, Views, select
-from globalcom2.core import allocation, methods
+from globalcom2.core import allocation, methods, plugins
 from globalcom2.core.budget import Budget
 from globalcom2.core.groups import Group, on_host
 from globalcom2.core.methods import Method, check_options
@@ -348,7 +348,7 @@ def test_a_broken_package_is_left_out_with_a_warning(monkeypatch):
         Entry("good", lambda: good, "good-dist"),
     ]
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-    monkeypatch.setattr(methods, "entry_points", lambda group: entries if group == methods.ENTRY_POINTS else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == methods.ENTRY_POINTS else [])
     methods._load_entry_points.cache_clear()
     try:
         with pytest.warns(UserWarning, match="is left out") as caught:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from globalcom2.core.method import Method, name_of, signature
+from globalcom2.core.plugins import load_entry_points
 from globalcom2.core.presets import preset_settings
 from globalcom2.errors import InputError, unknown_name
 
@@ -57,20 +56,7 @@ def register_method(method: Method) -> None:
 
 @cache
 def _load_entry_points() -> None:
-    """Register the methods of other packages; one that cannot be used is left out, with a warning."""
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            method = entry.load()
-            if not isinstance(method, Method):
-                raise InputError(f"it must be a globalcom2.Method, got {type(method).__name__}.")
-            register_method(method)
-        except Exception as error:  # whatever another package may raise: all other methods must work
-            owner = "an unknown distribution" if entry.dist is None else f"distribution {entry.dist.name!r}"
-            warnings.warn(
-                f"globalcom2: entry point {entry.name!r} ({entry.value}) of {owner} in group {ENTRY_POINTS!r} is left out: "
-                f"{type(error).__name__}: {error} Update or remove that distribution.",
-                stacklevel=2,
-            )
+    load_entry_points(ENTRY_POINTS, Method, register_method)
 
 
 def list_methods() -> list[str]:
