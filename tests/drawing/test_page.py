@@ -75,6 +75,16 @@ def test_numbers_are_those_of_the_report():
     assert views[4]["name"] == "crop in row 2, column 1"
 
 
+def test_numbers_of_several_entries_are_found_by_their_places():
+    entries = [made(ratio=0.1), made((1, 3), ratio=0.5), made((0, 0))]
+    html = draw_page(None, entries)
+    every = numbers(html)
+    for attributes, _ in Reader(html).all("div", "view"):
+        view = every[int(attributes["data-panel"])][int(attributes["data-view"])]
+        assert attributes["aria-label"].startswith(f"{view['name']}: {view['kept']} of {view['count']} ")
+    assert [sum(view["kept"] for view in own) for own in every] == [entry.tokens_after for entry in entries]
+
+
 def test_budgets_are_written_above_crops_and_told_to_screen_readers():
     entry = made((2, 2), (4, 4), layout=padded())
     read = Reader(draw_page(picture(120, 80), entry))
