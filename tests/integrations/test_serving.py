@@ -1,11 +1,13 @@
 """What an engine may be told and what `globalcom2 serve` starts; everything that needs no vLLM."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from globalcom2 import CompressionConfig, InputError, UnsupportedModelError
+from globalcom2 import CompressionConfig, InputError, UnsupportedModelError, Views, select
 from globalcom2.cli import main
 from globalcom2.integrations import vllm as plugin
 from globalcom2.integrations.vllm import serving
@@ -135,3 +137,86 @@ def test_a_dry_run_prints_the_command(installed, capsys):
         main(["serve", "mini", "--dry-run", "--max-num-seqs", "4"])
     assert stopped.value.code == 0
     assert "--max-num-seqs 4" in capsys.readouterr().out
+
+
+# Saved configurations
+
+
+def served(*arguments, capsys):
+    """The overrides in the command that `globalcom2 serve` would run, and the rest of it."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", *arguments, "--dry-run"])
+    out, err = capsys.readouterr()
+    if stopped.value.code:
+        return err, None
+    command = shlex.split(out)
+    place = command.index("--hf-overrides")
+    return json.loads(command[place + 1]), command[:place] + command[place + 2 :]
+
+
+def test_serve_follows_a_saved_configuration(tmp_path, capsys):
+    path = CompressionConfig(0.25, options={"alpha": 0.5}).save_pretrained(tmp_path)
+    expected = {RETENTION: 0.25, METHOD: "globalcom2:alpha=0.5"}
+    for name in (path, tmp_path):
+        assert served("owner/name", "--config", str(name), capsys=capsys)[0] == expected
+    flags = ("--config", str(path), "--retention", "0.3", "--method", "uniform")
+    assert served("owner/name", *flags, capsys=capsys)[0] == {RETENTION: 0.3, METHOD: "uniform"}
+    found, rest = served("owner/name", "--config", str(path), "--config", "vllm.yaml", "--port", "1", capsys=capsys)
+    assert found == expected
+    assert rest[-4:] == ["--port", "1", "--config", "vllm.yaml"]  # a YAML file is vLLM's
+
+
+def test_serve_follows_what_a_models_folder_says(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_next"}))
+    plain = {RETENTION: 0.1, METHOD: "globalcom2"}
+    assert served(str(tmp_path), capsys=capsys)[0] == plain
+    (tmp_path / "config.json").write_text(json.dumps({RETENTION: 0.4, METHOD: "globalcom2:alpha=0.1"}))
+    assert served(str(tmp_path), capsys=capsys)[0] == {RETENTION: 0.4, METHOD: "globalcom2:alpha=0.1"}
+    found, _ = served(str(tmp_path), "--retention", "0.2", capsys=capsys)
+    assert found == {RETENTION: 0.2, METHOD: "globalcom2:alpha=0.1"}
+    assert served(str(tmp_path), "--preset", "default", capsys=capsys)[0] == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "paper"], "layer must be left out for a vLLM engine, got layer=-1"),
+        (["--preset", "published"], "exact=False"),
+        (["--preset", "papr"], "Did you mean 'paper'"),
+        (["--preset", "default", "--config", "x.json"], "--config or --preset must be given once"),
+        (["--config", "x.json", "--config", "y.json"], "--config or --preset must be given once"),
+        (["--config", "x.json"], "must be an existing file or folder"),
+        (["--method", "globalcom2:positions=original"], "positions must be left out for a vLLM engine"),
+        (["--method", "globalcom2:alfa=1"], "Did you mean 'alpha'"),
+    ],
+)
+def test_what_cannot_be_served(arguments, message, capsys):
+    err, command = served("mini", *arguments, capsys=capsys)
+    assert command is None
+    assert message in " ".join(err.split())
+
+
+def test_a_dry_run_needs_no_vllm(monkeypatch, capsys):
+    monkeypatch.setattr(serving, "version", _missing)
+    assert served("mini", capsys=capsys)[0] == {RETENTION: 0.1, METHOD: "globalcom2"}
+
+
+# Options of methods
+
+
+def test_an_engine_follows_a_methods_options():
+    engine = options(globalcom2_retention=0.3, globalcom2_method="globalcom2:preset=default,alpha=0.9")
+    assert engine.method == "globalcom2:alpha=0.9"
+    torch.manual_seed(0)
+    views = Views(torch.randn(4, 16), grid=(2, 2), thumbnail_scores=torch.randn(16))
+    ours, other = select(views, 0.3, engine.method), select(views, 0.3)  # as the plugin's model does
+    assert torch.equal(ours.crops, select(views, 0.3, alpha=0.9).crops)
+    assert not torch.equal(ours.crops, other.crops)
+    marks = {options(globalcom2_method=text).mark(0.3) for text in ("globalcom2:alpha=0.9", "globalcom2:alpha=0.8")}
+    assert len(marks) == 2
+
+
+@pytest.mark.parametrize("text", ["globalcom2:layer=-1", "globalcom2:newlines=all", "globalcom2:preset=published"])
+def test_what_an_engine_cannot_follow(text):
+    with pytest.raises(InputError, match=f"globalcom2_method '{text}' cannot be served: .* must be left out"):
+        options(globalcom2_method=text)
