@@ -9,7 +9,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from globalcom2.lab.labels import is_full, label
 from globalcom2.lab.lettering import lettering
@@ -203,7 +203,7 @@ def _zoom(axis: Axes, lines: dict[str, list[Point]], far: set[str], full: float)
     low, high = min(point[2] for point in near), max(full, *(point[3] for point in near))
     margin = max(0.08 * (high - low), 0.005)
     axis.set_ylim(max(0.0, low - margin), min(high + margin, 1.02 * max(high, 1.0)))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
     gone = [(method, min(lines[method])) for method in far if min(lines[method])[1] < low - margin]
     if gone:
         note = "\n".join(f"{method}: {point[1]:.0%} at {point[0]:.0f} tokens" for method, point in sorted(gone))
