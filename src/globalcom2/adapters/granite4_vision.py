@@ -17,7 +17,6 @@ from globalcom2.adapters.anyres import AnyresAdapter, AnyresLayout, layout_of, p
 from globalcom2.adapters.base import gather, repeat_rows
 from globalcom2.adapters.layers import deepest_layer
 from globalcom2.core.layout import Layout
-from globalcom2.errors import UnsupportedModelError
 
 
 class Granite4VisionAdapter(AnyresAdapter):
@@ -36,12 +35,6 @@ class Granite4VisionAdapter(AnyresAdapter):
     def layouts_of_sizes(self, config: Any, call: dict[str, Any], sizes: list[tuple[int, int]]) -> list[AnyresLayout]:  # noqa: D102
         packing = packing_of(self.model, config, config.downsample_rate, vision_feature_select_strategy=self.strategy)
         return [layout_of(packing, *size) for size in sizes]
-
-    def layout(self, config: Any, height: int, width: int) -> Layout:  # noqa: D102
-        raise UnsupportedModelError(
-            f"costs must be estimated for a family whose parts are all counted, got {config.model_type} for "
-            f"{width}x{height} px: what its Q-Former projectors cost is not known here. Use a llava_next model."
-        )
 
     def default_layer(self, base: Any) -> int:  # noqa: D102
         config = base.config

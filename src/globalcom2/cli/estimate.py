@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -27,19 +28,25 @@ def estimate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Estimate what an image costs at several ratios, in closed form, without weights."""
+    """Estimate what an image costs at several ratios, in closed form, without weights.
+
+    Where the processor decides how an image is cut, its files are read too, of a folder or from the hub.
+    """
     ratios = read_ratios(retention, RATIOS)
     with notes.status("Loading torch and transformers"):
-        from globalcom2.hf.loading import load_config  # noqa: PLC0415
-        from globalcom2.lab.estimates import estimate_costs, named_configs, parse_size, weight_bytes  # noqa: PLC0415
+        from globalcom2.hf.loading import load_config, load_processor  # noqa: PLC0415
+        from globalcom2.lab import estimates as lab  # noqa: PLC0415
 
-    size = parse_size(image)
-    config = named_configs().get(model) or load_config(model, named_configs())
-    rows = estimate_costs(config, size, ratios, convention=convention, text_tokens=text_tokens)
+    size = lab.parse_size(image)
+    named = lab.named_configs()
+    config = named.get(model) or load_config(model, named)
+    cutter = load_processor(model) if lab.needs_processor(config) else None
+    costs = partial(lab.estimate_costs, config, size, ratios, text_tokens=text_tokens, processor=cutter)
+    rows = costs(convention=convention)
     result: dict[str, Any] = {"model": model, "image": image, "convention": convention, "rows": rows}
     if convention == "paper":
-        result["ours"] = estimate_costs(config, size, ratios, text_tokens=text_tokens)
-    result["weight_bytes"] = weight_bytes(config)
+        result["ours"] = costs()
+    result["weight_bytes"] = lab.weight_bytes(config)
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaNextProcessor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from globalcom2.adapters.families import get_family
@@ -55,6 +55,26 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
         model = AutoModelForImageTextToText.from_pretrained(name, **kwargs).eval()
         processor = AutoProcessor.from_pretrained(name)
     return model.to(target), processor
+
+
+def load_processor(name: str) -> Any:
+    """A model's processor.
+
+    Args:
+        name: "mini", a folder with a checkpoint, or a name on the hub.
+
+    Raises:
+        InputError: It cannot be loaded, for example since the folder has the configuration alone.
+    """
+    try:
+        if name == MINI:
+            return LlavaNextProcessor.from_pretrained(FOLDER, local_files_only=True, backend="pil")
+        return AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model must come with its processor's files, got {name!r}, whose processor could not be loaded: {reason:.300}"
+        ) from error
 
 
 def random_model(config: Any, dtype: str = "auto", device: str = "auto", attn: str | None = None) -> Any:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
+
+from globalcom2.errors import InputError
+
 
 def chat_prompt(processor: Any, question: str) -> str:
     """A prompt with one image and a question, which ends where the answer begins.
@@ -16,3 +20,24 @@ def chat_prompt(processor: Any, question: str) -> str:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         return str(processor.apply_chat_template([message], add_generation_prompt=True))
     return f"USER: {getattr(processor, 'image_token', '<image>')}\n{question} ASSISTANT:"
+
+
+def question_inputs(config: Any, processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
+    """What a model takes for one question about one image, as its processor hands it out.
+
+    Args:
+        config: The model's configuration.
+        processor: Its processor.
+        image: RGB.
+        question: Text without the tag that stands for the image.
+
+    Raises:
+        InputError: The processor gives the image no place in the prompt.
+    """
+    made = dict(processor(text=chat_prompt(processor, question), images=image, return_tensors="pt"))
+    if not bool((made["input_ids"] == config.image_token_id).any()):
+        raise InputError(
+            "the processor must have a chat template that gives an image its place in the prompt, got one whose prompt has "
+            "no visual tokens. Call compress on the model with a prompt of your own."
+        )
+    return made

@@ -16,12 +16,12 @@ from globalcom2.adapters.families import load_adapter
 from globalcom2.errors import InputError, UnsupportedModelError
 from globalcom2.hf.compression import Compression
 from globalcom2.hf.report import ImageReport
-from globalcom2.lab.chat import chat_prompt
-from globalcom2.lab.costs import prefill_flops
+from globalcom2.lab.chat import question_inputs
+from globalcom2.lab.costs import call_prefill_flops
 from globalcom2.lab.labels import label
 from globalcom2.lab.picture import draw_picture
 from globalcom2.lab.settings import Setting as Setting  # others import it from here, too
-from globalcom2.lab.vision_costs import tower_flops_of
+from globalcom2.lab.vision_costs import padded_length, vision_cost
 
 LONGEST_ANSWER = 32
 Progress = Callable[[int, int], None]
@@ -163,11 +163,11 @@ class Call:
             self._generate(1)
 
     def _costs(self, visual: int) -> dict[str, Any]:
-        text, prompt = self.model.config.get_text_config(), self.rest + visual
+        prompt = self.rest + visual
         return {
             "visual_tokens": visual,
             "prompt_tokens": prompt,
-            "prefill_flops": _known(lambda: prefill_flops(text, prompt)),
+            "prefill_flops": _known(lambda: call_prefill_flops(self.model.config, prompt)),
             "tower_flops": self.tower,
         }
 
@@ -234,23 +234,21 @@ def check_question(processor: Any, question: str) -> None:
 
 def _prepared(model: Any, processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
     """What the model takes for one question about one image, on its device and in its number format."""
-    made = processor(text=chat_prompt(processor, question), images=image, return_tensors="pt").to(model.device)
-    if not bool((made["input_ids"] == model.config.image_token_id).any()):
-        raise InputError(
-            "the processor must have a chat template that gives an image its place in the prompt, got one whose prompt has "
-            "no visual tokens. Call compress on the model with a prompt of your own."
-        )
-    return {
-        name: value.to(model.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in made.items()
-    }
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+
+    made = question_inputs(model.config, processor, image, question)
+    return {name: moved(value) for name, value in made.items()}
 
 
 def _tower(model: Any, inputs: dict[str, Any]) -> int:
     """Operations of the vision tower on the call's one image."""
     call = {**inputs, "input_ids": inputs["input_ids"].cpu()}
     layouts = load_adapter(model.config.model_type).layouts(model.base_model, call)
-    return sum(tower_flops_of(model.config, layout) for layout in layouts)
+    return sum(vision_cost(model.config, layout, padded_length(call)).tower for layout in layouts)
 
 
 def _known(count: Callable[[], int]) -> int | None:

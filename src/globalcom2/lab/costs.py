@@ -10,35 +10,56 @@ from __future__ import annotations
 
 from typing import Any
 
+from globalcom2.lab.decoders import decoder_layers
 
-def prefill_flops(config: Any, tokens: int) -> int:
-    """The language model reading `tokens` prompt tokens, with logits for the last one.
+ALL_LOGITS = ("minicpmv4_6",)
+"""Families whose models make logits of the whole prompt in transformers, not of its last token alone."""
+
+
+def call_prefill_flops(config: Any, tokens: int) -> int:
+    """`prefill_flops` of a model's call, with as many logits as its family makes; `config` is the whole model's."""
+    return prefill_flops(config.get_text_config(), tokens, tokens if config.model_type in ALL_LOGITS else 1)
+
+
+def prefill_flops(config: Any, tokens: int, logits: int = 1) -> int:
+    """The language model reading `tokens` prompt tokens.
 
     Args:
-        config: A decoder's configuration with a gated MLP (Llama, Mistral, Qwen2, ...), `model.config.text_config`.
+        config: A language model's configuration, `model.config.get_text_config()`.
         tokens: Length of the prompt, text and visual tokens.
+        logits: Tokens, from the last one on, whose logits are made.
+
+    Raises:
+        UnsupportedModelError: A kind of language model that `decoder_layers` does not know; all functions here that take
+            a language model's configuration raise it.
     """
-    return _decoder_flops(config, queries=tokens, keys=tokens)
+    return _layers_flops(config, tokens, tokens) + logits * _logits_flops(config)
 
 
 def masked_flops(config: Any, tokens: int) -> int:
     """The part of `prefill_flops` that causal kernels (sdpa, flash) skip: attention of a query to later keys."""
-    heads, _, head_dim = _heads(config)
-    return int(config.num_hidden_layers * 4 * heads * head_dim * (tokens * (tokens - 1) // 2))
+    return sum(4 * layer.attention for layer in decoder_layers(config)) * (tokens * (tokens - 1) // 2)
 
 
 def decode_flops(config: Any, tokens: int) -> int:
     """The language model generating one token after `tokens` cached ones."""
-    return _decoder_flops(config, queries=1, keys=tokens + 1)
+    return _layers_flops(config, 1, tokens + 1) + _logits_flops(config)
 
 
-def _decoder_flops(config: Any, queries: int, keys: int) -> int:
-    heads, kv_heads, head_dim = _heads(config)
-    d = config.hidden_size
-    projections = 4 * queries * d * head_dim * (heads + kv_heads)
-    attention = 4 * queries * keys * heads * head_dim
-    mlp = 6 * queries * d * config.intermediate_size
-    return int(config.num_hidden_layers * (projections + attention + mlp) + 2 * d * config.vocab_size)
+def _logits_flops(config: Any) -> int:
+    return int(2 * config.hidden_size * config.vocab_size)
+
+
+def _layers_flops(config: Any, queries: int, keys: int) -> int:
+    total = 0
+    for layer in decoder_layers(config):
+        total += 2 * queries * layer.weights + 4 * queries * keys * layer.attention
+        channels, taps = layer.convolution
+        total += (
+            2 * channels * taps * (queries + taps - 1 if queries > 1 else 0)
+        )  # padded on the left; one token is added up
+        total += layer.recurrence.flops(queries) if layer.recurrence else 0
+    return total
 
 
 def prefill_flops_llm_viewer(config: Any, tokens: int) -> int:
@@ -50,8 +71,9 @@ def prefill_flops_llm_viewer(config: Any, tokens: int) -> int:
     figures; agrees with the paper's ten TFLOPs figures within 0.06.
     """
     d, heads = config.hidden_size, config.num_attention_heads
-    matrices = _decoder_flops(config, tokens, tokens) - 2 * d * config.vocab_size
-    return int(matrices + config.num_hidden_layers * (5 * heads * tokens * tokens + 18 * tokens * d))
+    attending = sum(layer.attention > 0 for layer in decoder_layers(config))
+    matrices = _layers_flops(config, tokens, tokens)
+    return int(matrices + attending * 5 * heads * tokens * tokens + config.num_hidden_layers * 18 * tokens * d)
 
 
 def tower_flops(config: Any, views: int, class_token: bool = True) -> int:
@@ -77,9 +99,12 @@ def projector_flops(vision: Any, text: Any, tokens: int) -> int:
 
 
 def kv_cache_bytes(config: Any, tokens: int, bytes_per_value: int = 2) -> int:
-    """Keys and values of `tokens` tokens in all layers."""
-    _, kv_heads, head_dim = _heads(config)
-    return int(2 * config.num_hidden_layers * kv_heads * head_dim * bytes_per_value * tokens)
+    """Keys and values of `tokens` tokens in all layers, and the states of recurrent ones."""
+    values = 0
+    for layer in decoder_layers(config):
+        kept = tokens if layer.window is None else min(tokens, layer.window)
+        values += layer.cache * kept + layer.state
+    return int(values * bytes_per_value)
 
 
 def activation_bytes(config: Any, tokens: int, bytes_per_value: int = 2) -> int:
@@ -87,14 +112,8 @@ def activation_bytes(config: Any, tokens: int, bytes_per_value: int = 2) -> int:
 
     An estimate for kernels that keep no attention matrix (sdpa, flash); allocators add to it.
     """
-    return int(tokens * (2 * config.hidden_size + 3 * config.intermediate_size) * bytes_per_value)
-
-
-def _heads(config: Any) -> tuple[int, int, int]:
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, kv_heads, head_dim
+    wide = max(layer.wide for layer in decoder_layers(config))
+    return int(tokens * (2 * config.hidden_size + 3 * wide) * bytes_per_value)
 
 
 def _side(size: Any) -> int:

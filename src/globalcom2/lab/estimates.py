@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig
 
 from globalcom2.adapters.base import Adapter
@@ -15,7 +17,9 @@ from globalcom2.core.budget import check_ratio
 from globalcom2.core.layout import Layout, kept_places
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.lab import costs
+from globalcom2.lab.chat import question_inputs
 from globalcom2.lab.images import check_size
+from globalcom2.lab.vision_costs import VisionCost, padded_length, projector_flops_of, vision_cost
 
 CONVENTIONS = ("ours", "paper")
 
@@ -67,6 +71,7 @@ def estimate_costs(
     convention: str = "ours",
     text_tokens: int = 40,
     bytes_per_value: int = 2,
+    processor: Any = None,
 ) -> list[dict[str, Any]]:
     """What one prompt with one image costs, one row per ratio.
 
@@ -77,8 +82,9 @@ def estimate_costs(
         convention: "ours": the real prompt, `text_tokens` and newlines included, with tower and projector; matrix
             products only. "paper": what the paper's tables count: ratio x all tokens of the views, no text, no tower,
             no projector; element-wise work included (`prefill_flops_llm_viewer`), cache in the paper's units.
-        text_tokens: Length of the prompt without its image.
+        text_tokens: Length of the prompt without its image; tags between views count as text.
         bytes_per_value: 2 for float16 and bfloat16.
+        processor: The model's processor, for families in which it decides how an image is cut. The LLaVA line needs none.
 
     Returns:
         Rows with the keys of `globalcom2 estimate --json`. `share_of_whole` is of tower, projector and prefill at ratio
@@ -86,12 +92,13 @@ def estimate_costs(
         only) is what these operations allow, less `masked_flops`, which kernels skip: eager attention does not.
 
     Raises:
-        InputError: An unknown convention, or a ratio out of range.
+        InputError: An unknown convention, a ratio out of range, or no processor where one is needed.
+        UnsupportedModelError: A family or a language model whose operations are not known.
     """
     if convention not in CONVENTIONS:
         raise unknown_name("convention", convention, CONVENTIONS)
     ratios = [check_ratio(ratio) for ratio in ratios]
-    cost = _Cost.of(config, image)
+    cost = _Cost.of(config, image, processor)
 
     def row(ratio: float) -> dict[str, Any]:
         return (
@@ -111,30 +118,57 @@ def _whole(row: dict[str, Any]) -> int:
     return int(row["total_flops"] + row.get("left_out_flops", 0))
 
 
+def needs_processor(config: Any) -> bool:
+    """Whether a processor decides how the family's images are cut, and the configuration does not tell."""
+    return type(load_adapter(config.model_type)).layout is Adapter.layout
+
+
+def _cut(config: Any, image: tuple[int, int], processor: Any) -> tuple[Layout, int | None]:
+    """The layout of an image of (width, height) px, and the length that its views are padded to, if they are."""
+    adapter = load_adapter(config.model_type)
+    if not needs_processor(config):
+        return adapter.layout(config, image[1], image[0]), None
+    if processor is None:
+        raise InputError(
+            f"a processor must be given for {config.model_type}, whose configuration does not tell how an image is cut, got "
+            "none. Give a folder with the processor's files, or a name on the hub."
+        )
+    call = _call(config, image, processor)
+    with torch.device("meta"):
+        base = AutoModelForImageTextToText.from_config(config).base_model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a plain picture has no grid; costs are the same in any
+        (layout,) = adapter.layouts(base, call)
+    return layout, padded_length(call)
+
+
+def _call(config: Any, image: tuple[int, int], processor: Any) -> dict[str, Any]:
+    """What the processor makes of a picture of that size; nothing of what it shows counts."""
+    shown = Image.linear_gradient("L").resize(image).convert("RGB")
+    if getattr(processor, "chat_template", None) is None and config.model_type == "got_ocr2":
+        return dict(processor(images=shown, return_tensors="pt"))  # it asks its one question by itself
+    return question_inputs(config, processor, shown, "?")
+
+
 @dataclass(frozen=True)
 class _Cost:
     """What is alike at all ratios of one image."""
 
-    text: Any
-    vision: Any
+    config: Any
     adapter: Adapter
     layout: Layout
+    vision: VisionCost
 
     @classmethod
-    def of(cls, config: Any, image: tuple[int, int]) -> _Cost:
+    def of(cls, config: Any, image: tuple[int, int], processor: Any) -> _Cost:
         """For an image of (width, height) px."""
-        adapter = load_adapter(config.model_type)
-        return cls(config.get_text_config(), config.vision_config, adapter, adapter.layout(config, image[1], image[0]))
+        layout, longest = _cut(config, image, processor)
+        return cls(config, load_adapter(config.model_type), layout, vision_cost(config, layout, longest))
 
     @property
-    def tower(self) -> int:
-        """Operations of the vision tower."""
-        return costs.tower_flops(self.vision, self.layout.views, self.adapter.cls_index is not None)
-
-    @property
-    def projector(self) -> int:
-        """Operations of the projector on all tokens of the tower."""
-        return costs.projector_flops(self.vision, self.text, self.layout.tower_tokens)
+    def text(self) -> Any:
+        """The language model's configuration."""
+        return self.config.get_text_config()
 
     def as_in_the_paper(self, ratio: float) -> dict[str, Any]:
         """A row of what the paper's tables count."""
@@ -150,26 +184,26 @@ class _Cost:
             "total_flops": prefill,
             "kv_cache_bytes": cache,
             "kv_cache_mb_as_printed": paper_megabytes(cache),
-            "left_out_flops": self.tower + self.projector,
+            "left_out_flops": self.vision.tower + self.vision.projector,
         }
 
     def of_call(self, ratio: float, text_tokens: int, bytes_per_value: int) -> dict[str, Any]:
         """A row of what a call with the real prompt computes."""
         visual = kept_places(self.layout, ratio)
         prompt = visual + text_tokens
-        prefill = costs.prefill_flops(self.text, prompt)
-        projection = self.projector
+        prefill = costs.call_prefill_flops(self.config, prompt)
+        projection = self.vision.projector
         if ratio < 1.0 and self.adapter.projects_kept_only:
             # Which lines keep their newline depends on content, so this is an upper bound by a few tokens.
-            projection = costs.projector_flops(self.vision, self.text, visual)
+            projection = projector_flops_of(self.config, visual)
         return {
             "retention_ratio": ratio,
             "visual_tokens": visual,
             "prompt_tokens": prompt,
-            "tower_flops": self.tower,
+            "tower_flops": self.vision.tower,
             "projector_flops": projection,
             "prefill_flops": prefill,
-            "total_flops": self.tower + projection + prefill,
+            "total_flops": self.vision.tower + projection + prefill,
             "masked_flops": costs.masked_flops(self.text, prompt),
             "decode_flops": costs.decode_flops(self.text, prompt),
             "kv_cache_bytes": costs.kv_cache_bytes(self.text, prompt, bytes_per_value),
