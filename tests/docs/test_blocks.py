@@ -24,11 +24,13 @@ CHECKPOINTS = ("llava-hf/llava-v1.6-vicuna-7b-hf", "llava-hf/llava-v1.6-mistral-
 WORDS = {"MODEL": "mini", **dict.fromkeys(CHECKPOINTS, "mini")}
 """Words of commands, and what stands for them."""
 SHORTER = {
-    "eval": {"--pictures": "4"},
-    "analyze": {"--pictures": "4"},
+    "eval": {"--pictures": "2"},
+    "analyze": {"--pictures": "2"},
     "bench": {"--model": "mini", "--rounds": "1", "--new-tokens": "2", "--batch-size": "1", "--device": "cpu"},
 }
 """Options that make a command short; given ones are replaced."""
+FEWER = {"eval": {"--retention": "0.1"}}
+"""Options that stand for many by default; given ones stay."""
 DRY = ("serve",)
 """Commands that only say what they would do."""
 SHAPE = {"git": ("clone",), "cd": (), "vllm": ("serve",)}
@@ -96,6 +98,8 @@ def run_globalcom2(words, where, capsys):
     command, *rest = (WORDS.get(word, word) for word in words[1:])
     for option, value in SHORTER.get(command, {}).items():
         rest = with_option(rest, option, value)
+    for option, value in FEWER.get(command, {}).items():
+        rest += [] if option in rest else [option, value]
     if command == "web":
         return start_the_page(rest, where)
     if command in DRY and "--dry-run" not in rest:
