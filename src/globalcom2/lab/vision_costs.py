@@ -220,7 +220,7 @@ def _got_ocr2(image: Image) -> VisionCost:
 
     def attention(side: int) -> int:
         places = 4 * side**2 * side * width if vision.use_rel_pos else 0
-        return 8 * side**2 * width**2 + 4 * side**4 * width + places
+        return int(8 * side**2 * width**2 + 4 * side**4 * width + places)
 
     windows = (-(-side // vision.window_size)) ** 2
     whole = len(set(vision.global_attn_indexes) & set(range(vision.num_hidden_layers)))
