@@ -41,9 +41,9 @@ def server(answering):
         page.close(verbose=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not outlast the tests of one file
 def chromium(server):
-    """A headless browser that sees this machine alone, started after the server."""
+    """A headless browser, started after the server."""
     from playwright.sync_api import sync_playwright
 
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

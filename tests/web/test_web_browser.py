@@ -1,12 +1,15 @@
 """The page as visitors meet it, in headless Chromium. Screenshots lie in pytest's folder `screens`."""
 
 import re
+import threading
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from visitors import PIXELS, UPLOAD_MB, visitor
+from visitors import PIXELS, QUEUE, UPLOAD_MB, visitor
 
+from globalcom2 import InputError
 from globalcom2.web.examples import EXAMPLES
 
 TOAST = "[data-testid='toast-body']"
@@ -164,6 +167,7 @@ def test_wrong_uploads_show_a_message(page, tmp_path, screens, kind, message):
     toast.wait_for()
     assert message in toast.inner_text()
     assert "Traceback" not in page.content()
+    page.wait_for_timeout(600)
     page.screenshot(path=screens / f"{kind}.png")
     page.wait_for_selector("#gc-picture img", state="detached")
 
@@ -173,8 +177,36 @@ def test_empty_questions_show_a_message(page, screens):
     page.fill("#gc-question textarea", "")
     page.click("#gc-ask")
     page.locator(TOAST).wait_for()
-    assert "a question must be given" in page.locator(TOAST).inner_text()
+    assert "A question must be given" in page.locator(TOAST).inner_text()
+    page.wait_for_timeout(600)
     page.screenshot(path=screens / "empty.png")
+
+
+def test_a_full_queue_shows_a_message(page, server, answering, monkeypatch):
+    begun, free = threading.Event(), threading.Event()
+
+    def busy(*args):
+        begun.set()
+        free.wait(60)
+        raise InputError("done")
+
+    monkeypatch.setattr(answering, "ask", busy)
+    config = httpx.get(f"{server[0]}config").json()
+    number = next(one["id"] for one in config["dependencies"] if len(one["inputs"]) == 6)
+    try:
+        for name in range(QUEUE + 1):
+            call = {
+                "data": [None, "what?", 0.1, "uniform", "", "mini"],
+                "fn_index": number,
+                "session_hash": f"waits{name}",
+            }
+            assert httpx.post(f"{server[0]}gradio_api/queue/join", json=call).status_code == 200
+            assert begun.wait(60)
+        page.click("#gc-ask")
+        page.locator(TOAST).wait_for()
+        assert "busy" in page.locator(TOAST).inner_text() or "full" in page.locator(TOAST).inner_text()
+    finally:
+        free.set()
 
 
 def test_no_picture_shows_a_message(page):

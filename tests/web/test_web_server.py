@@ -137,15 +137,15 @@ def test_crafted_files_are_neither_read_nor_fetched(client, functions, mine):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (asked(None), "a picture must be given"),
-        (asked("MINE", question=""), "a question must be given"),
-        (asked("MINE", question=["x"]), "a question must be given"),
+        (asked(None), "A picture must be given"),
+        (asked("MINE", question=""), "A question must be given"),
+        (asked("MINE", question=["x"]), "A question must be given"),
         (asked("MINE", ratio=7), "retention_ratio must be in"),
         (asked("MINE", ratio="a"), "retention_ratio must be a number"),
-        (asked("MINE", first="globalcom2:alpha=0.3"), "method must be one of"),
-        (asked("MINE", first={"a": 1}), "method must be one of"),
-        (asked("MINE", model="owner/name"), "model must be &#x27;mini&#x27; here"),
-        (asked("MINE", question="<image>"), "question must be text without &#x27;&lt;image&gt;&#x27;"),
+        (asked("MINE", first="globalcom2:alpha=0.3"), "Method must be one of"),
+        (asked("MINE", first={"a": 1}), "Method must be one of"),
+        (asked("MINE", model="owner/name"), "Model must be &#x27;mini&#x27; here"),
+        (asked("MINE", question="<image>"), "Question must be text without &#x27;&lt;image&gt;&#x27;"),
     ],
 )
 def test_wrong_questions_get_a_message(client, functions, mine, data, message):
@@ -204,7 +204,7 @@ def test_a_full_queue_refuses(client, functions, mine, answering, monkeypatch):
     def busy(*args):
         begun.set()
         free.wait(60)
-        raise InputError("done")
+        raise InputError("Done")
 
     monkeypatch.setattr(answering, "ask", busy)
     sessions = [uuid.uuid4().hex[:10] for _ in range(QUEUE + 3)]
@@ -215,7 +215,7 @@ def test_a_full_queue_refuses(client, functions, mine, answering, monkeypatch):
     assert [answer.status_code for answer in (first, *others)] == [200] * (QUEUE + 1) + [503] * 2
     assert "Queue is full" in others[-1].text
     for session in sessions[: QUEUE + 1]:
-        assert "done" in awaited(client, session)[1]["error"]
+        assert "Done" in awaited(client, session)[1]["error"]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class Answering:
         chosen = _settings(methods, retention_ratio)
         text = question.strip() if isinstance(question, str) else ""
         if not text:
-            raise InputError("a question must be given, got none. Write one below the picture, or choose an example.")
+            raise InputError("a question must be given, got none. Write one, or choose an example.")
         if len(text) > self.limits.question:
             raise InputError(
                 f"a question must have at most {self.limits.question} characters, got {len(text)}. Shorten it."

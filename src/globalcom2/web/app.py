@@ -148,7 +148,7 @@ def _wire(
             try:
                 shown = picture_to_show(_path(file), answering.limits)
             except GlobalCom2Error as error:
-                gr.Warning(html.escape(str(error)), duration=None, title="This picture cannot be used")
+                gr.Warning(_sentence(error), duration=None, title="This picture cannot be used")
                 return None
             return gr.skip() if shown is None else shown
 
@@ -173,13 +173,20 @@ def _path(file: Any) -> str | None:
     return path if isinstance(path, str) else None
 
 
+def _sentence(error: Exception) -> str:
+    """An error's text for the page, escaped, beginning as sentences do."""
+    text = str(error)
+    word = text.partition(" ")[0]
+    return html.escape(word.capitalize() + text[len(word) :] if word.isalpha() and word.islower() else text)
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn our errors into messages on the page, and all others into one that tells nothing of the server."""
     try:
         yield
     except GlobalCom2Error as error:
-        message, title = html.escape(str(error)), "This cannot be asked"
+        message, title = _sentence(error), "This cannot be asked"
     except Exception:
         log.exception("the page could not do what was asked")
         message, title = (

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import html
 
-from globalcom2.drawing.page import in_frame, kept_page
-from globalcom2.drawing.panel import Panel
-from globalcom2.drawing.pictures import Pictures
+from globalcom2.drawing.page import in_frame
 from globalcom2.lab.comparison import Answer, Comparison
 from globalcom2.lab.labels import FULL, percent
+from globalcom2.lab.sheets import draw_page
 from globalcom2.web.examples import right_answer
 
 COLUMNS = ("", "Answer", "Visual tokens", "Prefill", "Seconds")
@@ -92,16 +91,13 @@ def _unit(full: Answer) -> tuple[float, str]:
 
 def views(found: Comparison) -> str:
     """What each setting kept, beside each other in one frame, so that one box shows or hides a layer in all of them."""
-    panels = [
-        Panel(
-            run.entry,
-            Pictures.of_image(found.image, run.entry.layout),
-            name=f"{run.label}, ratio {run.retention_ratio:g}",
-            answer=f"Answer: {run.answer or 'none'}",
-        )
-        for run in found.runs
-        if run.entry is not None
-    ]
-    if not panels:
+    runs = [run for run in found.runs if run.entry is not None]
+    if not runs:
         return '<div class="gc-empty">Nothing was dropped, so there is nothing to show.</div>'
-    return in_frame(kept_page(panels, title="What was kept").replace("</body>", f"{GROWS}</body>"), 720)
+    page = draw_page(
+        found.image,
+        [run.entry for run in runs if run.entry is not None],
+        names=[f"{run.label}, ratio {run.retention_ratio:g}" for run in runs],
+        answers=[f"Answer: {run.answer or 'none'}" for run in runs],
+    )
+    return in_frame(page.replace("</body>", f"{GROWS}</body>"), 720)
