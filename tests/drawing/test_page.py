@@ -119,6 +119,17 @@ def test_nothing_in_it_runs_but_our_script():
     assert read.all("th")[0][1] == EVIL
 
 
+def test_columns_of_numbers_are_set_flush_right():
+    rows = [
+        {"setting": "1", "tokens": 1200, "seconds": "0.50", "share": "-", "answer": "7"},
+        {"setting": "b", "answer": "x"},
+    ]
+    read = Reader(draw_page(None, made(), table=rows))
+    assert [text for _, text in read.all("th", "number")] == ["tokens", "seconds", "share"]
+    assert [text for _, text in read.all("td")][:4] == ["1,200", "0.50", "-", "7"]
+    assert [attributes["scope"] for attributes, _ in read.all("th")] == ["col"] * 5 + ["row"] * 2
+
+
 def test_it_needs_no_network_and_forbids_it():
     html = draw_page(picture(120, 80), made(), title="a")
     read = Reader(html)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -25,6 +26,7 @@ LAYERS = {
     "budgets": ("Borders and budgets of crops", True),
 }
 """What can be shown and hidden: the words beside the box, and whether it is ticked at first."""
+NUMBER = re.compile(r"-|-?[0-9][0-9.,]*\s?%?")
 DIGITS = 4
 """Significant digits of a score."""
 
@@ -130,7 +132,7 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
     if not rows:
         return ""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    numeric = {c for c in columns if all(isinstance(row.get(c, 0), (int, float)) for row in rows)}
+    numeric = {c for c in columns if all(NUMBER.fullmatch(_shown(row.get(c, "-"))) for row in rows)}
 
     def cell(row: Mapping[str, object], column: str) -> str:
         text = escape(_shown(row.get(column, "")))
