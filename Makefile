@@ -32,7 +32,7 @@ docs: .venv-web/.installed  ## build the documentation into site/
 
 test-docs: .venv-web/.installed  ## run every code block of README and docs, and the notebooks
 	HF_HUB_OFFLINE=1 .venv-web/bin/python -m pytest tests/docs
-	HF_HUB_OFFLINE=1 .venv-web/bin/python -m pytest --nbmake notebooks
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-web/bin/python -m pytest --nbmake notebooks
 
 test-web: .venv-web/.installed  ## run the tests of the page in a browser (needs chromium)
 	HF_HUB_OFFLINE=1 .venv-web/bin/python -m pytest tests/web
