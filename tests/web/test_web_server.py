@@ -1,8 +1,13 @@
 """The running page, asked by a program that means it ill."""
 
 import json
+import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
+import urllib.request
 import uuid
 from contextlib import contextmanager
 
@@ -251,3 +256,26 @@ def test_the_folder_is_deleted_at_the_end():
     with private_folder() as folder:
         (folder / "a.png").write_bytes(b"x")
     assert not folder.exists()
+
+
+def test_the_command_opens_and_stops(tmp_path):
+    command = [sys.executable, "-m", "globalcom2", "web", "--port", "18960", "--host", "0.0.0.0"]
+    quiet = {**os.environ, "TMPDIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet, cwd=tmp_path
+    ) as process:
+        try:
+            address = process.stdout.readline().split()[-1]
+            with urllib.request.urlopen(address) as answer:
+                assert b"globalcom2" in answer.read()
+            (folder,) = tmp_path.glob("globalcom2-web-*")
+            assert folder.is_dir()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        errors = process.stderr.read()
+    assert "There is no password" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("globalcom2-web-*"))
+    assert not [path for path in tmp_path.iterdir() if "gradio" in path.name]
