@@ -43,3 +43,16 @@ def test_an_index_out_of_range_names_the_range(tiny, batch):
     assert len(report[1:9]) == 3
     with pytest.raises(IndexError, match=r"in \[-4, 4\), got 4"):
         report[4]
+
+
+def test_a_report_prints_its_entries_below_each_other(tiny, batch):
+    with compress(tiny.model, 0.2) as compression:
+        generate(tiny.model, batch)
+    report = compression.report
+    first, *lines = str(report).split("\n")
+    assert first == repr(report)
+    assert "\n" not in repr(report)
+    assert lines == [f"  {number}: {entry!r}" for number, entry in enumerate(report)]
+    many = type(report)(0.2, "globalcom2", list(report) * 10)
+    assert len(str(many).split("\n")) == 22
+    assert str(many).endswith("and 20 more")

@@ -56,7 +56,8 @@ def draw_page(
         if key not in made:
             made[key] = pictures_of(images[number], own)
         name = "" if names is None else names[number]
-        panels.append(Panel(own, made[key], name, None if answers is None else answers[number]))
+        answer = None if answers is None else answers[number]
+        panels.append(Panel(own, made[key], name, None if answer is None else f"Answer: {answer}"))
     html = kept_page(panels, title="What was kept" if title is None else title, table=table)
     if path is not None:
         Path(path).write_text(html, encoding="utf-8")
@@ -67,4 +68,3 @@ def pictures_of(image: Image.Image | None, entry: ImageReport) -> Pictures | Non
     """What the views of an entry show: cut out of the image, else as the vision tower saw them, else None."""
     found = None if image is None else Pictures.of_image(to_rgb(image), entry.layout)
     return found or entry.pictures
-
