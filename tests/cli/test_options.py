@@ -7,12 +7,14 @@ import pytest
 
 from command import call
 from globalcom2 import InputError
-from globalcom2.cli import analyze, ask, bench, estimate, eval, options, serve
+from globalcom2.cli import analyze, ask, batch, bench, estimate, eval, options, serve
 from globalcom2.cli.app import app
 from globalcom2.hf.loading import load_config, load_model
 
-COMMANDS = ("ask", "eval", "analyze", "bench", "estimate", "models", "methods", "serve")
-WITH_RATIO = ("ask", "eval", "bench", "estimate", "serve")
+COMMANDS = ("ask", "batch", "eval", "analyze", "bench", "estimate", "models", "methods", "serve", "web")
+WITH_RATIO = ("ask", "batch", "eval", "bench", "estimate", "serve")
+NEEDED = {"serve": ["mini"], "batch": ["pictures", "--csv", "answers.csv"]}
+"""Words without which a command does not read its options."""
 
 
 def test_every_command_stands_in_a_file_of_its_name():
@@ -22,10 +24,12 @@ def test_every_command_stands_in_a_file_of_its_name():
         assert function.__module__ == f"globalcom2.cli.{name}"
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help(capsys, command):
-    code, out, err = call(capsys, command, "--help")
+def test_help(capsys, command, flag):
+    code, out, err = call(capsys, command, flag)
     assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: globalcom2 {command}") or f" {command} [OPTIONS]" in out.splitlines()[0]
     assert ("--retention" in out) == ("--retention-ratio" in out) == (command in WITH_RATIO)
 
 
@@ -44,15 +48,14 @@ def test_help(capsys, command):
     ],
 )
 def test_what_is_no_ratio_is_refused_in_every_command(capsys, command, flag, text, message):
-    code, out, err = call(capsys, command, *(["mini"] if command == "serve" else []), flag, text)
+    code, out, err = call(capsys, command, *NEEDED.get(command, []), flag, text)
     assert (code, out) == (2, "")
     assert message in err
 
 
-@pytest.mark.parametrize("command", ["ask", "serve"])
 @pytest.mark.parametrize("flags", [["--retention", "0.5,0.1"], ["--retention", "0.5", "--retention-ratio", "0.1"]])
-def test_a_second_ratio_is_not_dropped_where_one_is_wanted(capsys, command, flags):
-    code, _, err = call(capsys, command, *(["mini"] if command == "serve" else []), *flags)
+def test_a_second_ratio_is_not_dropped_where_one_is_wanted(capsys, flags):
+    code, _, err = call(capsys, "serve", "mini", *flags)
     assert code == 2
     assert "must be one ratio here, got 2" in err
 
@@ -90,8 +93,9 @@ def test_lists_of_methods():
 
 def test_shared_options_have_one_definition():
     commands = [m.__dict__[n] for m, n in ((ask, "ask"), (eval, "evaluate"), (analyze, "analyze"), (bench, "bench"),
-                                           (estimate, "estimate"), (serve, "serve"))]  # fmt: skip
+                                           (estimate, "estimate"), (serve, "serve"), (batch, "batch"))]  # fmt: skip
     shared = {"as_json", "debug", "dtype", "device", "attn", "dataset", "pictures", "force", "plot", "text_tokens"}
+    shared |= {"preset", "max_new_tokens"}
     for name in shared:
         texts = {
             str(inspect.signature(c).parameters[name].annotation)

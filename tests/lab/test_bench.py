@@ -142,7 +142,8 @@ def test_command(capsys, tmp_path):
     assert Image.open(tmp_path / "b.png").width > 300
     code, out, _ = call(capsys, *arguments, "--compare", "eager")
     assert code == 0
-    assert json.loads(out.splitlines()[-1])["compare"]["tapped_seconds"] > 0
+    assert "tapped" in out
+    assert "{" not in out
     for wrong, message in (
         (["--compare", "flash"], "--compare must be"),
         (["--method", "x"], "method must be"),

@@ -15,6 +15,8 @@ from globalcom2.cli.app import app
 from globalcom2.cli.output import notes
 from globalcom2.errors import DataError, GlobalCom2Error
 
+STOPPED = 130
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: with 0, with 2 for a wrong call, with 1 for a failure, with 130 when stopped.
@@ -32,12 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        notes.print("Stopped.")
-        failure = 130, "KeyboardInterrupt", "Stopped."
+        code = STOPPED
     except Exception as error:
         if debug and not hasattr(error, "show"):
             raise
         failure = _explain(error)
+    if failure is None and code == STOPPED:  # typer itself turns an interruption into this code
+        notes.print("Stopped.")
+        failure = STOPPED, "KeyboardInterrupt", "Stopped."
     if failure is not None:
         code, kind, message = failure
         if "--json" in given:

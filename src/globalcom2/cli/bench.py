@@ -81,9 +81,10 @@ def bench(
         from globalcom2.lab.plots import draw_bench  # noqa: PLC0415
 
         draw_bench(rows, plot)
-    if not as_json:
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
         print_bench(result)
-    typer.echo(json.dumps(result))
 
 
 def _load(model: str, dtype: str, device: str, attn: str | None) -> tuple[Any, str]:

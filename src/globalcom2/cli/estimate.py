@@ -91,8 +91,10 @@ def _print_estimate(result: dict[str, Any]) -> None:
             "'ours' on, columns count the real prompt."
         )
     else:
+        fewer = len({row["projector_flops"] for row in rows}) > 1
         console.print(
-            f"'whole' adds the vision tower ({flops(rows[0]['tower_flops'])}) and the projector on the tokens that stay. "
+            f"'whole' adds the vision tower ({flops(rows[0]['tower_flops'])}) and the projector"
+            f"{' on the tokens that stay' if fewer else ''}. "
             "'speed-up' of the first token leaves out masked attention, which sdpa and flash kernels skip."
         )
 

@@ -106,7 +106,7 @@ def print_answers(found: Comparison, name: str | None = None) -> None:
     """
     console = Console(highlight=False)
     title = found.question if name is None else f"{name}: {found.question}"
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=_shown(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     counts = [answer.prefill_flops for answer in (found.full, *found.runs) if answer.prefill_flops is not None]
     unit, size = flops_unit(min(counts, default=0))
     # Two lines each, so that all of it fits 80 columns.
@@ -117,7 +117,7 @@ def print_answers(found: Comparison, name: str | None = None) -> None:
     for method, ratio, answer in heads:
         operations = "-" if answer.prefill_flops is None else f"{answer.prefill_flops / size:,.2f}"
         figures = (str(answer.visual_tokens), str(answer.prompt_tokens), operations, f"{answer.seconds:.3f}")
-        table.add_row(Text(method), ratio, Text(answer.answer), *figures)
+        table.add_row(Text(method), ratio, _shown(answer.answer), *figures)
     console.print(table)
     for run in found.runs:
         ratios = ", ".join(f"{ratio:.0%}" for ratio in run.crop_ratios)
@@ -128,6 +128,11 @@ def print_answers(found: Comparison, name: str | None = None) -> None:
     if found.full.tower_flops is not None:
         unit, size = flops_unit(found.full.tower_flops)
         console.print(f"Vision tower, in every call: {found.full.tower_flops / size:,.2f} {unit}.")
+
+
+def _shown(text: str) -> Text:
+    """A text from elsewhere, its control characters replaced, since a terminal would obey them."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def flops_unit(smallest: float) -> tuple[str, float]:
