@@ -65,6 +65,11 @@ def test_no_page_installs_from_an_index(page):
     assert not INDEX.findall(page.read_text())
 
 
+def test_no_message_installs_from_an_index():
+    wrong = [file.name for file in sorted((ROOT / "src").rglob("*.py")) if INDEX.search(file.read_text())]
+    assert not wrong, wrong
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [

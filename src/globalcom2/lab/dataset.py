@@ -71,7 +71,7 @@ def load_examples(path: Path, first: int | None = None) -> list[Example]:
         from pyarrow.lib import ArrowInvalid  # noqa: PLC0415
     except ImportError:
         raise InputError(
-            "pyarrow must be installed to read an evaluation set, got none. Run: pip install 'globalcom2[eval]'"
+            "pyarrow must be installed to read an evaluation set, got none. Run: pip install pyarrow"
         ) from None
     if not path.is_file():
         raise InputError(f"the evaluation set must be a parquet file, got {str(path)!r}, which is not there.")
