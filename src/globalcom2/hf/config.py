@@ -242,7 +242,7 @@ class CompressionConfig:
         return cls(ratio, getattr(config, METHOD, "globalcom2"))
 
     def vllm_overrides(self) -> dict[str, Any]:
-        """What vLLM's `--hf-overrides` has to say for an engine to follow these settings.
+        """What `LLM(model, hf_overrides=...)` and `vllm serve --hf-overrides` take for an engine to follow these settings.
 
         Raises:
             InputError: Settings that an engine cannot follow.
