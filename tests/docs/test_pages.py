@@ -9,7 +9,7 @@ from docpages import LINKED, PAGES, ROOT, RUN, SHOWN, blocks_of, commands_of, na
 NOT_RUN = 6
 """At most so many blocks may be left out. Rather make a block that runs than raise this."""
 NAME = r"globalcom2(?:\[[^\]]*\](?!\s*@)|(?![\[\w/.\-]|\s*@))"
-INDEX = re.compile(rf"""\b(?:pip|pipx|uv)\s(?:[^`\n#]*\s)?install\b[^`\n#]*?['"\s]{NAME}""")
+INDEX = re.compile(rf"""\b(?:pip|pipx|uv)\s(?:[^`\n#]*\s)?install\b[^`\n#'"]*?['"\s]{NAME}""")
 """An installation of the package by its bare name, which no index has."""
 
 
@@ -77,7 +77,7 @@ def test_no_message_installs_from_an_index():
         ("$ pip install 'globalcom2[vllm]'", True),
         ("uv pip install -U globalcom2", True),
         ("`pip install .`", False),
-        ("pip install '.[web]'", False),
+        ("pip install '.[web]' in a clone of globalcom2", False),
         ('pip install "globalcom2[vllm] @ git+<address>"', False),
         ("pip install -e examples/globalcom2-spread  # where globalcom2 is", False),
     ],
