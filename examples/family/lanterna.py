@@ -4,7 +4,7 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 
 class LanternaConfig(LlavaNextConfig):
-    """A configuration with a model type of its own, by which globalcom2 finds the family."""
+    """A configuration with its own model type, by which globalcom2 finds the family."""
 
     model_type = "lanterna"
 

@@ -5,7 +5,7 @@ from globalcom2 import Method
 METHOD = Method(
     name="spread",
     target="globalcom2_spread_selector:spread",
-    summary="The same ratio for every view; the best token of every block comes before all others",
+    summary="The same ratio for every view; the best token of every block first",
     source="an example",
     needs_grid=False,
 )

@@ -7,7 +7,7 @@ from globalcom2 import InputError, Ranking
 
 
 def spread(views, retention_ratio, *, block=2):
-    """Every view keeps the same fraction. First come the best tokens of all blocks, then the others, each by score.
+    """Every view keeps the same fraction: the best token of each block first, then the others.
 
     Args:
         views: Scores (batch, crops, tokens), and the thumbnail's (batch, tokens).
@@ -22,16 +22,17 @@ def spread(views, retention_ratio, *, block=2):
     ratios = torch.full(scores.shape[:-1], retention_ratio, device=scores.device)
     thumbnail = views.thumbnail_scores
     if thumbnail is not None:
-        thumbnail = _best_of_blocks_first(thumbnail.float(), views.thumbnail_grid, block)
-    return Ranking(thumbnail, _best_of_blocks_first(scores, views.token_grid, block), ratios)
+        thumbnail = _ranked(thumbnail.float(), views.thumbnail_grid, block)
+    return Ranking(thumbnail, _ranked(scores, views.token_grid, block), ratios)
 
 
-def _best_of_blocks_first(scores, grid, block):
+def _ranked(scores, grid, block):
     """Ranks (..., tokens): higher for the best token of a block than for all that are not."""
     if not scores.numel():
         return scores
     (height, width), maps = grid, scores.reshape(-1, 1, *grid)
     best = F.max_pool2d(maps, block, ceil_mode=True)
-    best = best.repeat_interleave(block, 2).repeat_interleave(block, 3)[..., :height, :width]
+    best = best.repeat_interleave(block, 2).repeat_interleave(block, 3)
+    is_best = (maps >= best[..., :height, :width]).reshape(scores.shape)
     place = scores.argsort(-1).argsort(-1)  # 0 for the lowest score
-    return (place + scores.shape[-1] * (maps >= best).reshape(scores.shape)).to(scores.dtype)
+    return (place + scores.shape[-1] * is_best).to(scores.dtype)

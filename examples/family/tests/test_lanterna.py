@@ -1,4 +1,4 @@
-"""The family is found, and a compressed call is that of LLaVA-NeXT with scores of the last layer."""
+"""The family is found, and it keeps what scores of the last layer say."""
 
 import torch
 from lanterna import LanternaConfig, LanternaForConditionalGeneration
@@ -15,7 +15,8 @@ def test_the_family_is_found():
 def test_it_keeps_what_the_last_layer_says():
     """The same weights, asked under both names."""
     known, processor = load_mini()
-    settings = {name: value for name, value in known.config.to_dict().items() if name != "model_type"}
+    settings = known.config.to_dict()
+    del settings["model_type"]
     own = LanternaForConditionalGeneration(LanternaConfig.from_dict(settings)).eval()
     own.load_state_dict(known.state_dict())
     own.generation_config = known.generation_config

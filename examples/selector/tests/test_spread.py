@@ -1,4 +1,4 @@
-"""The selector is found, keeps to the budget, and leaves no block out before it takes a second token of another."""
+"""The selector is found, keeps to the budget, and spreads what it keeps."""
 
 import torch
 
@@ -13,8 +13,9 @@ def test_the_method_is_found():
 def test_every_block_keeps_its_best_token_first():
     """A quarter of the tokens is one for every block of four."""
     generator = torch.Generator().manual_seed(0)
-    scores, thumbnail = torch.randn(4, 64, generator=generator), torch.randn(64, generator=generator)
-    keep = select(Views(scores, grid=(2, 2), thumbnail_scores=thumbnail), 0.25, "spread")
+    scores = torch.randn(4, 64, generator=generator)
+    views = Views(scores, grid=(2, 2), thumbnail_scores=torch.randn(64, generator=generator))
+    keep = select(views, 0.25, "spread")
     assert int(keep.thumbnail.sum() + keep.crops.sum()) == 80  # a quarter of 5 x 64
     blocks = keep.crops.view(4, 4, 2, 4, 2).permute(0, 1, 3, 2, 4).flatten(3)
     assert (blocks.sum(-1) == 1).all()  # 16 tokens for 16 blocks

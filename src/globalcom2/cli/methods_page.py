@@ -24,7 +24,7 @@ from globalcom2 import compress, load_mini
 model, processor = load_mini()
 with compress(model, 0.1, method="globalcom2", alpha=0.5):
     ...
-with compress(model, 0.1, method="globalcom2:alpha=0.5,newlines=none"):  # the same as on the command line
+with compress(model, 0.1, method="globalcom2:alpha=0.5,newlines=none"):
     ...
 with compress(model, 0.1, preset="paper"):
     ...
@@ -35,7 +35,7 @@ $ globalcom2 ask --method globalcom2:alpha=0.5,newlines=none
 $ globalcom2 ask --method globalcom2:preset=paper
 ```
 
-A function of your own can be a method too: [extending](extending.md#a-selector).
+A method's text is the same in Python and on the command line. A function of your own can be a method too: [extending](extending.md#a-selector).
 
 | method | what it does |
 |---|---|"""
