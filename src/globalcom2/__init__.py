@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from globalcom2.hf.compression import Compression, apply, compress, current, remove
     from globalcom2.hf.config import CompressionConfig
     from globalcom2.hf.report import ImageReport, Report
+    from globalcom2.lab.estimates import estimate
     from globalcom2.lab.images import open_image
     from globalcom2.lab.picture import draw_picture
     from globalcom2.lab.sheets import draw_page
@@ -46,6 +47,7 @@ _WHERE = {
     "current": "hf.compression",
     "draw_page": "lab.sheets",
     "draw_picture": "lab.picture",
+    "estimate": "lab.estimates",
     "list_methods": "core.methods",
     "list_models": "adapters.families",
     "load_mini": "mini",
@@ -76,6 +78,7 @@ __all__ = [
     "current",
     "draw_page",
     "draw_picture",
+    "estimate",
     "list_methods",
     "list_models",
     "load_mini",

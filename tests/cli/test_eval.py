@@ -4,7 +4,9 @@ import json
 import re
 
 from command import call
+from globalcom2 import CompressionConfig
 from globalcom2.cli import eval as command
+from globalcom2.core.methods import parse_method
 from globalcom2.lab.dataset import Example, Question
 from globalcom2.lab.durations import seconds_left, told
 from globalcom2.lab.evals import Journal, Outcome, settings_of
@@ -45,6 +47,23 @@ def test_quick_asks_less(monkeypatch, capsys):
     assert asked[0] == (None, list(command.RATIOS), list(command.METHODS))
     assert asked[1] == (60, [1.0, 0.25, 0.1], ["globalcom2", "globalcom2:preset=paper", "uniform"])
     assert asked[2] == (7, [0.5], ["random"])
+
+
+def test_a_saved_configuration(monkeypatch, capsys, tmp_path):
+    CompressionConfig.from_preset("paper", retention_ratio=0.3).save_pretrained(tmp_path)
+    asked = []
+
+    def measured(wanted, *found):
+        asked.append(found[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_measured", measured)
+    for words in ([], ["--retention", "0.5", "--method", "uniform"]):
+        assert call(capsys, "eval", "--config", str(tmp_path), *words)[0] == 130
+    (ratios, (method,)), others = asked
+    assert ratios == [0.3]
+    assert parse_method(method) == parse_method("globalcom2:preset=paper")
+    assert others == ([0.5], ["uniform"])
 
 
 def test_what_is_left_is_in_proportion(monkeypatch):

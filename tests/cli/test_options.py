@@ -70,6 +70,15 @@ def test_lists_of_ratios(capsys):
     assert options.read_ratio(None) == 0.1
 
 
+def test_lists_of_batch_sizes(capsys):
+    assert options.read_counts("--batch-size", ["1,4", "16"], [2]) == [1, 4, 16]
+    assert options.read_counts("--batch-size", None, [2]) == [2]
+    for text in ("0", "1,", "a", "-1", "1.5"):
+        code, _, err = call(capsys, "bench", f"--batch-size={text}")
+        assert code == 2
+        assert "--batch-size must be whole numbers from 1 on" in err
+
+
 def test_lists_of_methods():
     texts = ["uniform,globalcom2:alpha=0.3,newlines=none,random", "globalcom2:layer=-1,uniform:newlines=all"]
     expected = [
@@ -177,3 +186,47 @@ def test_lists_part_no_address_on_80_columns(capsys, monkeypatch):
     out += call(capsys, "models")[1]
     assert "llava_next" in out.split()
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["eval", "analyze"])
+def test_tables_of_runs_fit_80_columns(capsys, monkeypatch, command):
+    from globalcom2.cli.output import print_runs
+    from globalcom2.lab.analysis import CONDITIONS
+    from globalcom2.lab.evals import settings_of
+    from globalcom2.lab.labels import label
+
+    monkeypatch.setenv("COLUMNS", "80")
+    kinds = dict.fromkeys(("read", "exists", "count", "color", "left", "largest", "document"), 1.0)
+    figures = {
+        "questions": 4800,
+        "interval": [0.999, 1.0],
+        "relative": 1.044,
+        "visual_tokens": 2928,
+        "accuracy": 1.0,
+        "kinds": kinds,
+    }
+    about = {"model": "llava-hf/llava-v1.6-vicuna-7b-hf", "dataset": "evaluation.parquet", "pictures": 600}
+    if command == "eval":
+        settings = settings_of(eval.METHODS, eval.RATIOS)
+        runs = [
+            {"method": s.method, "retention_ratio": s.retention_ratio, "options": s.options, **figures}
+            for s in settings
+        ]
+        print_runs(
+            {**about, "runs": runs}, ["method", "ratio"], lambda row: [label(row), f"{row['retention_ratio']:g}"]
+        )
+    else:
+        runs = [{"condition": name, **figures} for name in ("all tokens", *CONDITIONS)]
+        print_runs({**about, "runs": runs}, ["condition"], lambda row: [row["condition"]])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80, out
+    assert "…" not in out
+    assert out.split().count("2928") == len(runs)
+
+
+@pytest.mark.parametrize("words", [[], ["--model", "mini"], ["--convention", "paper"], ["--image", "4032x3024"]])
+def test_the_table_of_an_estimate_fits_80_columns(capsys, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = call(capsys, "estimate", *words)[1]
+    assert max(map(len, out.splitlines())) <= 80, out
+    assert "…" not in out

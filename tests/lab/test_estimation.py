@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from command import call
 from families import FAMILIES
-from globalcom2 import InputError, compress
+from globalcom2 import InputError, compress, estimate
 from globalcom2.lab.costs import projector_flops
 from globalcom2.lab.estimates import (
     estimate_costs,
@@ -129,6 +129,15 @@ def test_a_checkpoint_with_its_processor(capsys, tmp_path):
 
 def test_weights_are_counted_on_meta(tiny):
     assert weight_bytes(tiny.model.config, 4) == 4 * sum(p.numel() for p in tiny.model.parameters())
+
+
+def test_estimate_takes_names_configurations_and_models(tiny):
+    rows = estimate("llava-next-7b", "672x672", [1.0, 0.1])
+    assert rows == estimate_costs(named_configs()["llava-next-7b"], (672, 672), [1.0, 0.1])
+    assert estimate(tiny.model, (168, 168)) == estimate(tiny.model.config, "168x168")
+    assert estimate("mini", ratios=[0.5], text_tokens=7)[0]["prompt_tokens"] == 332 + 7
+    with pytest.raises(InputError, match="Did you mean 'mini'"):
+        estimate("minni")
 
 
 def test_sizes():

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from globalcom2.cli.options import (
     Attention,
+    Config,
     Debug,
     Device,
     Dtype,
@@ -22,8 +23,8 @@ from globalcom2.cli.options import (
     Retentions,
     TextTokens,
     check_drawing,
-    read_methods,
-    read_ratios,
+    read_counts,
+    read_lists,
 )
 from globalcom2.cli.output import measured_with, notes
 from globalcom2.errors import InputError
@@ -34,14 +35,21 @@ if TYPE_CHECKING:
 RATIOS = (0.5, 0.25, 0.1)
 
 
+Benched = Annotated[
+    str, typer.Option(help="mini, a checkpoint or hub name; or llava-next-86m, -500m, -7b, -13b with random weights.")
+]
+BatchSizes = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SIZES", help="Images per batch: 1,4, or one per flag. Default: 1.", show_default=False),
+]
+
+
 def bench(
-    model: Annotated[
-        str,
-        typer.Option(help="mini, a checkpoint or hub name; or llava-next-86m, -500m, -7b, -13b with random weights."),
-    ] = "mini",
+    model: Benched = "mini",
     retention: Retentions = None,
     method: Methods = None,
-    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeat for several.", show_default=False)] = None,
+    config: Config = None,
+    batch_size: BatchSizes = None,
     image: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT in px. Default: 2 x 2 crops.", show_default=False)
     ] = None,
@@ -59,7 +67,8 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure time to first token by phase, decoding and memory, with and without compression."""
-    ratios, methods = read_ratios(retention, RATIOS), read_methods(method, ["globalcom2"])
+    ratios, methods = read_lists(retention, method, config, (RATIOS, ["globalcom2"]))
+    sizes = read_counts("--batch-size", batch_size, [1])
     if compare not in (None, "eager"):
         raise InputError(f"--compare must be 'eager', got {compare!r}.")
     check_drawing("--plot", plot)
@@ -72,7 +81,7 @@ def bench(
     network, weights = _load(model, dtype, device, attn)
     side = network.config.vision_config.image_size
     plan = lab.Plan(size or (2 * side, 2 * side), text_tokens, new_tokens, rounds)
-    settings = lab.settings_of(methods, ratios, batch_size or [1])
+    settings = lab.settings_of(methods, ratios, sizes)
     rows = lab.measure(network, settings, plan, lambda steps: track(steps, "Measuring", console=notes))
     result = {"model": model, "weights": weights, **_described(network, plan), "rows": rows}
     if compare == "eager":

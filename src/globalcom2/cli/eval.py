@@ -13,6 +13,7 @@ from globalcom2._version import __version__
 from globalcom2.cli.options import (
     Attention,
     BatchSize,
+    Config,
     Dataset,
     Debug,
     Device,
@@ -26,8 +27,7 @@ from globalcom2.cli.options import (
     Retentions,
     check_drawing,
     check_result,
-    read_methods,
-    read_ratios,
+    read_lists,
     read_result,
 )
 from globalcom2.cli.output import finish, measured_with, notes, print_runs, progress_bar
@@ -43,6 +43,7 @@ QUICK_PICTURES = 60
 def evaluate(
     retention: Retentions = None,
     method: Methods = None,
+    config: Config = None,
     model: Model = "mini",
     dataset: Dataset = None,
     pictures: Pictures = None,
@@ -67,8 +68,8 @@ def evaluate(
 
     How long it will take is said first. A result that --out holds already is shown again if it is of the same run.
     """
-    ratios = read_ratios(retention, QUICK_RATIOS if quick else RATIOS)
-    methods = read_methods(method, QUICK_METHODS if quick else METHODS)
+    default = (QUICK_RATIOS, QUICK_METHODS) if quick else (RATIOS, METHODS)
+    ratios, methods = read_lists(retention, method, config, default)
     first = QUICK_PICTURES if quick and pictures is None else pictures
     asked = _asked(model, dataset, first, (ratios, methods), (dtype, device, attn))
     result = None if force else read_result(out, asked)

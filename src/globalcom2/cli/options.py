@@ -115,6 +115,19 @@ def _ratio(text: str) -> float:
     return check_ratio(value)
 
 
+def read_counts(flag: str, texts: Sequence[str] | None, default: Sequence[int]) -> list[int]:
+    """The whole numbers from 1 on that a flag gives, each flag with one or several between commas.
+
+    Raises:
+        InputError: Something else.
+    """
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise InputError(f"{flag} must be whole numbers from 1 on, got {part!r}.")
+    return [int(part) for part in parts] if parts else list(default)
+
+
 def read_methods(texts: Sequence[str] | None, default: Sequence[str]) -> list[str]:
     """The methods that `--method` gives, each flag with one or several between commas, every name checked.
 
@@ -161,6 +174,21 @@ def read_settings(
     return settings_from(
         saved, read_methods(methods, ()) if methods else None, read_ratios(ratios, ()) if ratios else None
     )
+
+
+def read_lists(
+    ratios: Sequence[str] | None,
+    methods: Sequence[str] | None,
+    config: Path | None,
+    default: tuple[Sequence[float], Sequence[str]],
+) -> tuple[list[float], list[str]]:
+    """The ratios and methods that a study is to cover: what the flags say, else the configuration, else `default`."""
+    if config is not None:
+        from globalcom2.hf.config import CompressionConfig  # noqa: PLC0415
+
+        saved = CompressionConfig.from_pretrained(config)
+        default = [saved.retention_ratio], [saved.method_text]
+    return read_ratios(ratios, default[0]), read_methods(methods, default[1])
 
 
 def check_drawing(flag: str, path: Path | None) -> None:

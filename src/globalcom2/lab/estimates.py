@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from globalcom2.adapters.families import load_adapter
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.layout import Layout, kept_places
 from globalcom2.errors import InputError, unknown_name
+from globalcom2.hf.loading import load_config, load_processor
 from globalcom2.lab import costs
 from globalcom2.lab.chat import question_inputs
 from globalcom2.lab.images import check_size
@@ -61,6 +63,33 @@ def parse_size(text: str) -> tuple[int, int]:
         raise InputError(f"image must be WIDTHxHEIGHT in pixels, such as 672x672, got {text!r}.")
     check_size(int(match[1]), int(match[2]))
     return int(match[1]), int(match[2])
+
+
+def estimate(
+    model: Any, image: str | tuple[int, int] = (672, 672), ratios: Sequence[float] = (1.0, 0.1), **more: Any
+) -> list[dict[str, Any]]:
+    """What one prompt with one image costs, one row per ratio, without weights.
+
+    Args:
+        model: A name, as `globalcom2 estimate --model` takes it; or a configuration, or a model.
+        image: (width, height) in px, or "672x672".
+        ratios: Each in (0, 1].
+        **more: Further arguments of `estimate_costs`.
+
+    Returns:
+        The rows of `estimate_costs`.
+
+    Raises:
+        InputError, UnsupportedModelError: As `estimate_costs` does, or for a name that is not known.
+    """
+    config = getattr(model, "config", model)
+    if isinstance(model, str):
+        named = named_configs()
+        config = named.get(model) or load_config(model, named)
+        if needs_processor(config) and "processor" not in more:
+            more["processor"] = load_processor(model)
+    size = parse_size(image) if isinstance(image, str) else image
+    return estimate_costs(config, size, list(ratios), **more)
 
 
 def estimate_costs(
