@@ -15,9 +15,14 @@ DATED = re.compile(r"^## (\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)$", re.M)
 
 
 @pytest.fixture(scope="module")
-def project():
+def pyproject():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no reader of TOML")
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def project(pyproject):
+    return pyproject["project"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def test_an_index_is_told_who_and_under_which_terms(project):
     assert project["authors"] == [{"name": "globalcom2 contributors"}]
     assert project["license"] == "Apache-2.0"
     assert all((ROOT / file).is_file() for file in project["license-files"])
-    assert project["dynamic"] == ["version"]
+    assert project["dynamic"] == ["readme", "version"]
     assert all(address.startswith("https://") for address in project["urls"].values())
     assert not [text for text in project["classifiers"] if text.startswith("License")], "license= says it (PEP 639)"
 
@@ -56,6 +61,16 @@ def test_the_citation_is_of_this_version_and_of_the_paper(citation, project):
     assert paper["url"] == project["urls"]["Paper"]
     assert project["urls"]["Published paper"].endswith(paper["doi"])
     assert all({"family-names", "given-names"} == set(author) for author in paper["authors"])
+
+
+def test_the_readme_of_an_index_links_to_no_file_of_the_repository(pyproject):
+    """`make dist` looks at what is really built."""
+    text = (ROOT / "README.md").read_text()
+    for rule in pyproject["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert "arxiv.org" in text
+    assert "Documentation" in text
+    assert re.findall(r"\]\((?!https://)[^)]*\)", text) == []
 
 
 @pytest.mark.parametrize(
