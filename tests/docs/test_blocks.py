@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import matplotlib
@@ -135,6 +136,8 @@ def start_the_page(words, where):
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as page:
+        too_late = threading.Timer(180, page.kill)
+        too_late.start()
         try:
             lines = []
             for line in page.stdout:
@@ -143,6 +146,7 @@ def start_the_page(words, where):
                     return
             pytest.fail(f"{where}\n{''.join(lines)}")
         finally:
+            too_late.cancel()
             page.terminate()
 
 
