@@ -122,8 +122,8 @@ class Adapter(ABC):
             UnsupportedModelError: It takes a processor to tell.
         """
         raise UnsupportedModelError(
-            f"costs must be estimated for a family whose configuration tells how an image is cut, got "
-            f"{config.model_type} for {width}x{height} px, whose processor decides that. Use a llava_next model."
+            f"model must be of a family whose configuration tells how an image is cut, got {config.model_type} for "
+            f"{width}x{height} px, whose processor decides that. Use one of the LLaVA line."
         )
 
     def scores(self, base: Any, rows: Tensor) -> Tensor:
