@@ -14,7 +14,9 @@ COLUMNS = ("", "Answer", "Visual tokens", "Prefill", "Seconds")
 TERA, GIGA = 1e12, 1e9
 GROWS = """<style>
 .g2 { min-height: 0 !important; padding: .75rem 1rem 1rem !important; }
+.g2 .cards { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)) !important; }
 .g2 .stage { width: 100% !important; }
+.g2 figure.crops { max-width: 44rem !important; }
 .g2 figure.thumbnail { flex: 0 1 15rem !important; }
 </style>
 <script>
@@ -98,6 +100,6 @@ def views(found: Comparison) -> str:
         found.image,
         [run.entry for run in runs if run.entry is not None],
         names=[f"{run.label}, ratio {run.retention_ratio:g}" for run in runs],
-        answers=[f"Answer: {run.answer or 'none'}" for run in runs],
+        answers=[run.answer or "none" for run in runs],
     )
     return in_frame(page.replace("</body>", f"{GROWS}</body>"), 720)
