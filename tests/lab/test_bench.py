@@ -69,7 +69,7 @@ def test_noise_gives_no_negative_phase():
 
 
 def test_old_results_with_another_word_are_drawn_and_labelled_alike(tmp_path):
-    phases = {f"{name}_seconds": 0.1 for name in plots.PHASES} | {"prefill_seconds": None}
+    phases = {f"{name}_seconds": 0.1 for name in plots.PHASES} | {"prefill_seconds": None, "ttft_seconds": 0.3}
     rows = [
         {"method": name, "retention_ratio": 1.0, "batch_size": 1, "speedup": 1.0, **phases} for name in ("none", FULL)
     ]
