@@ -125,7 +125,7 @@ def test_sdist(python: Path, sdist: Path, folder: Path) -> None:
     (root,) = unpacked(sdist, folder / "sdist").iterdir()
     install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", root / "constraints.txt")
     run(python, *install, f"{root}[test]")
-    print(run(python, "-m", "pytest", "-n", 2, "-q", cwd=root))
+    subprocess.run([python, "-m", "pytest", "-n", "2", "-q"], cwd=root, check=True)
 
 
 if __name__ == "__main__":
