@@ -114,6 +114,15 @@ def test_an_address_needs_leave(capsys, checkpoint, pictures, monkeypatch):
     assert result["full"]["visual_tokens"] == asked(capsys, checkpoint, pictures[0], "what?")["full"]["visual_tokens"]
 
 
+def test_only_pictures_of_the_web_are_read_of_an_address(capsys, monkeypatch):
+    made = io.BytesIO()
+    picture(60, 60).save(made, "PPM")
+    monkeypatch.setattr(downloads, "fetch", lambda *_: made.getvalue())
+    code, _, err = call(capsys, "ask", "https://example.com/a.png", "what?", "--allow-url")
+    assert code == 1
+    assert "got 'https://example.com/a.png', which is none" in err
+
+
 def test_preset_and_config_are_the_same_settings(capsys, checkpoint, pictures, tmp_path):
     CompressionConfig.from_preset("paper", retention_ratio=0.3, newlines="all").save_pretrained(tmp_path)
     of_file = asked(capsys, checkpoint, pictures[0], "what?", "--config", str(tmp_path))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 DEMO = "demo.png"
+WEB_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is read of an address. Pillow hands some other formats, such as EPS, to programs of the machine."""
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], str | None]:
@@ -72,5 +74,5 @@ def read_picture(name: str, allow_url: bool, most_megabytes: float) -> Image.Ima
     if is_address(name) and allow_url:
         with notes.status(f"Fetching {name}"):
             data = fetch(name, most)
-        return read_image(io.BytesIO(data), name)
+        return read_image(io.BytesIO(data), name, WEB_FORMATS)
     return open_image(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,20 +51,24 @@ def open_image(path: str | Path) -> Image.Image:
         return read_image(file, path.name)
 
 
-def read_image(file: BinaryIO, name: str) -> Image.Image:
+def read_image(file: BinaryIO, name: str, formats: Sequence[str] | None = None) -> Image.Image:
     """Read an image from an open file as `open_image` does.
 
     Args:
         file: What can be read and sought, in binary mode: a file, or `io.BytesIO`.
         name: What errors call the image.
+        formats: Pillow's names of those to be tried, as far as this Pillow knows them; None tries all.
 
     Raises:
         DataError: As in `open_image`.
     """
+    if formats is not None:
+        Image.init()
+        formats = [known for known in formats if known in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as found:
+            with Image.open(file, formats=formats) as found:
                 image = ImageOps.exif_transpose(found)
     except UnidentifiedImageError:
         raise DataError(
