@@ -1,6 +1,7 @@
 """What the vision side of a call costs, family by family: tower and projector, in closed form.
 
-Tests compare every formula with torch's own counter. A family without one is refused with the reason.
+Tests compare every formula with torch's own counter, as transformers 5.24 computes; other versions may pad views and make
+logits otherwise in the families beside LLaVA's. A family without one is refused with the reason.
 """
 
 from __future__ import annotations
