@@ -1,7 +1,7 @@
 """The command line. Checks arguments before anything heavy is imported; `--json` prints one object on stdout.
 
 One file per command, named after it. `app` registers them, `options` holds what several commands take, `output` what
-several commands print. What a command does lives in the other wings.
+several commands print, `pictures` where pictures come from. What a command does lives in the other wings.
 """
 
 from __future__ import annotations
