@@ -28,7 +28,7 @@ test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 docs: .venv-web/.installed  ## build the documentation into site/
-	.venv-web/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-web/bin/mkdocs build --strict
 
 test-docs: .venv-web/.installed  ## run every code block of README and docs, and the notebooks
 	HF_HUB_OFFLINE=1 .venv-web/bin/python -m pytest tests/docs

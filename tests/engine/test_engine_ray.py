@@ -14,7 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` makes an environment that has it")
-pytest.importorskip("ray.data", reason="ray is not installed: pip install 'globalcom2[ray]'")
+pytest.importorskip("ray.data", reason="ray is not installed: pip install '.[ray]'")
 
 import psutil
 from pyarrow import parquet
