@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import globalcom2
 from globalcom2 import InputError, Method, Ranking, Views, select
-from globalcom2.core.methods import as_method, check_options, method_text, parse_method, split_method
+from globalcom2.core.methods import as_method, check_options, get_method, method_text, parse_method, split_method
 from globalcom2.core.presets import PRESETS, preset_settings, preset_within
 
 
@@ -50,6 +50,17 @@ def test_the_papers_preset_is_its_options(views):
     assert same(select(views, 0.3, "globalcom2:preset=default"), select(views, 0.3))
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_an_argument_too(views, name):
+    assert same(select(views, 0.3, preset=name), select(views, 0.3, f"globalcom2:preset={name}"))
+    registered = get_method("globalcom2")
+    assert same(select(views, 0.3, registered, preset=name), select(views, 0.3, preset=name))
+    assert same(
+        select(views, 0.3, "globalcom2:alpha=0.1", preset=name, newlines="none"),
+        select(views, 0.3, f"globalcom2:preset={name},alpha=0.1,newlines=none"),
+    )
+
+
 def test_arguments_win_over_options_and_these_over_presets(views):
     text = "globalcom2:preset=published,alpha=0.1,newlines=none"
     assert same(select(views, 0.3, text), select(views, 0.3, exact=False, alpha=0.1, newlines="none"))
@@ -68,11 +79,26 @@ def test_arguments_win_over_options_and_these_over_presets(views):
         ("globalcom2:layer=-1", "option of method 'globalcom2' must be one of .*, got 'layer'"),
         ("globalcom2:exact=1", "exact must be True or False, got 1"),
         ("globalcom2:config=x", "must not be 'config'"),
+        ("globalcom2:options=x", "must not be 'options'"),
     ],
 )
 def test_wrong_texts(views, method, message):
     with pytest.raises(InputError, match=message):
         select(views, 0.3, method)
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "message"),
+    [
+        ("globalcom2:preset=paper", "paper", "preset must be given once"),
+        ("uniform", "paper", "preset must be left out with method 'uniform'"),
+        (lowest_first, "paper", "preset must be left out with method 'lowest_first'"),
+        ("globalcom2", "Paper", "Did you mean 'paper'"),
+    ],
+)
+def test_wrong_presets(views, method, preset, message):
+    with pytest.raises(InputError, match=message):
+        select(views, 0.3, method, preset=preset)
 
 
 def test_texts_write_presets_out():
@@ -181,6 +207,20 @@ def test_options_of_functions(function, good, bad, message):
     check_options(as_method(function), good)
     with pytest.raises(InputError, match=message):
         check_options(as_method(function), bad)
+
+
+def test_a_function_with_a_registered_name_is_not_taken_for_it(views):
+    def globalcom2(views, ratio):
+        return lowest_first(views, ratio)
+
+    assert as_method(globalcom2).name == "globalcom2 (function)"
+    with pytest.raises(InputError, match="preset must be left out"):
+        select(views, 0.3, globalcom2, preset="paper")
+
+
+def test_an_argument_is_no_option():
+    with pytest.raises(InputError, match=r"must not be 'layer', got it among them\. Pass it by itself"):
+        check_options(as_method("globalcom2"), {"layer": 1}, also=["layer"])
 
 
 def test_a_function_may_take_any_option():

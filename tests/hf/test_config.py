@@ -134,6 +134,8 @@ def test_a_compression_prints_its_settings(tiny):
         ({"score": "logit"}, "Did you mean 'logits'"),
         ({"logits": 3}, "logits must be one of full, short, got 3"),
         ({"options": [1]}, "options must be a dictionary of names"),
+        ({"options": {"layer": -1}}, "option of method 'globalcom2' must not be 'layer'"),
+        ({"method": "globalcom2:options=1"}, "must not be 'options', got 'options=1'. Pass it by itself"),
         ({"method": lambda views: None}, r"function of \(views, retention_ratio, \*\*options\), got <lambda>\(views\)"),
         (
             {"method": lambda views, ratio: views.features.sum()},
@@ -148,6 +150,13 @@ def test_a_compression_prints_its_settings(tiny):
 def test_what_cannot_be_asked_for(tiny, wrong, message):
     with pytest.raises(InputError, match=message):
         compress(tiny.model, **wrong)
+
+
+def test_a_config_says_where_presets_and_texts_go():
+    with pytest.raises(InputError, match=r"preset must be given to CompressionConfig\.from_preset"):
+        CompressionConfig().replace(preset="paper")
+    with pytest.raises(InputError, match="must not be 'options'"):
+        CompressionConfig(method="globalcom2:options=1")
 
 
 def test_a_configs_options_are_its_own():
@@ -293,6 +302,12 @@ def test_names_without_a_configuration(tmp_path, monkeypatch):
         CompressionConfig.from_pretrained(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"a repository on the hub with compression_config\.json, got 'owner/name': "):
         CompressionConfig.from_pretrained("owner/name")  # tests are offline
+    with pytest.raises(InputError, match="name must be a path, got None"):
+        CompressionConfig.from_pretrained(None)
+    (tmp_path / "config.json").write_text('{"model_type": "llava_next"}')
+    for name in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(InputError, match="config.json that has globalcom2_retention"):
+            CompressionConfig.from_pretrained(name)
     CompressionConfig(0.3).save_pretrained(tmp_path)
     asked = []
     monkeypatch.setattr("transformers.utils.cached_file", lambda *names: asked.append(names) or tmp_path / names[1])
@@ -319,12 +334,30 @@ def test_what_cannot_be_saved(tmp_path, config, message):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="folder must be a folder, got the file"):
         CompressionConfig().save_pretrained(tmp_path / "file")
+    (tmp_path / "there" / "compression_config.json").mkdir(parents=True)
+    for folder in (tmp_path / "file" / "folder", tmp_path / "there"):
+        with pytest.raises(InputError, match=r"folder must be one that can be written to, got .* directory\. Choose"):
+            CompressionConfig().save_pretrained(folder)
+    with pytest.raises(InputError, match="folder must be a path, got None"):
+        CompressionConfig().save_pretrained(None)
 
 
 def test_a_registered_method_is_saved_by_its_name(monkeypatch):
     method = toys.register(monkeypatch, by_scores)
     assert CompressionConfig(method=method).to_dict()["method"] == "toy"
     assert CompressionConfig.from_dict(CompressionConfig(method=method).to_dict()).selector == method
+    assert CompressionConfig(method=method) == CompressionConfig(method="toy")
+
+
+def test_a_function_with_a_registered_name_is_no_preset_and_shares_no_options():
+    def globalcom2(views, ratio, alpha=0.0):
+        return by_scores(views, ratio)
+
+    config = CompressionConfig(method=globalcom2, options={"alpha": 0.2})
+    assert (config.preset, config.method_name) == (None, "globalcom2 (function)")
+    assert config.replace(method="globalcom2").options == {}
+    with pytest.raises(InputError, match="preset must be left out"):
+        CompressionConfig.from_preset("paper", method=globalcom2)
 
 
 # In a model's config, and for vLLM

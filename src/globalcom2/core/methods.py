@@ -85,7 +85,9 @@ def as_method(method: str | Method | Callable[..., Any]) -> Method:
         return method
     if isinstance(method, str) or not callable(method):
         return get_method(method)  # type: ignore[arg-type]
-    made = Method(name_of(method), method, "a function")
+    name = name_of(method)
+    # A report must not say of a stranger that it is a registered method.
+    made = Method(f"{name} (function)" if name in list_methods() else name, method, "a function")
     takes = signature(made)
     try:
         takes.bind_partial(None, 1.0)
@@ -94,6 +96,13 @@ def as_method(method: str | Method | Callable[..., Any]) -> Method:
             f"method must be a function of (views, retention_ratio, **options), got {made.name}{takes}."
         ) from None
     return made
+
+
+def by_name(method: str | Method | Callable[..., Any]) -> str | Method | Callable[..., Any]:
+    """The name of a `Method` that is registered; everything else as it is."""
+    if isinstance(method, Method) and method.name in list_methods() and get_method(method.name) == method:
+        return method.name
+    return method
 
 
 def split_method(text: str) -> tuple[str, str | None, dict[str, Any]]:
@@ -108,10 +117,8 @@ def split_method(text: str) -> tuple[str, str | None, dict[str, Any]]:
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise InputError(f"an option of method {name!r} must be NAME=VALUE, got {part!r}. Write {part}=VALUE.")
-        if option in ("model", "method", "retention_ratio", "config"):
-            raise InputError(
-                f"an option of method {name!r} must not be {option!r}, got {part!r}. It has a flag of its own."
-            )
+        if option in ("model", "method", "retention_ratio", "config", "options"):
+            raise InputError(f"an option of method {name!r} must not be {option!r}, got {part!r}. Pass it by itself.")
         try:
             options[option] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -127,7 +134,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
         options beside it win.
 
     Raises:
-        InputError: An unknown method or preset, an option without a value, or one that has a flag of its own.
+        InputError: An unknown method or preset, an option without a value, or one that has a place of its own.
     """
     name, preset, options = split_method(text)
     method = get_method(name)
@@ -168,7 +175,7 @@ def _value_text(value: Any) -> str:
 def check_options(method: Method, options: Mapping[str, Any], also: Iterable[str] = ()) -> None:
     """Raise `InputError` for an option that the selector does not have, or one that it must be given and is not.
 
-    `also` names options of the caller's own.
+    `also` names arguments of the caller's own.
     """
     parameters = list(signature(method).parameters.values())
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -187,6 +194,8 @@ def check_options(method: Method, options: Mapping[str, Any], also: Iterable[str
 
 def _unknown_option(method: Method, name: str, known: list[str]) -> InputError:
     kind = f"option of method {method.name!r}"
+    if name in known:
+        return InputError(f"an {kind} must not be {name!r}, got it among them. Pass it by itself.")
     whole = [other for other in sorted(known) if name in other.split("_")]
     if not whole:
         return unknown_name(kind, name, known)

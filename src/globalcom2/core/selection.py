@@ -15,7 +15,7 @@ from globalcom2.core import allocation
 from globalcom2.core.budget import Budget, check_ratio
 from globalcom2.core.checking import Unchecked, check_ranking
 from globalcom2.core.method import Method
-from globalcom2.core.methods import as_method, check_options, split_method
+from globalcom2.core.methods import as_method, by_name, check_options, split_method
 from globalcom2.core.newlines import NEWLINES, image_budget, uncounted_newlines
 from globalcom2.core.presets import OF_COMPRESS, preset_settings
 from globalcom2.core.ranking import Counts, Merge, Ranking
@@ -57,6 +57,8 @@ def select(
     newlines: str | None = None,
     thumbnail_weight: float | None = None,
     check: bool = True,
+    *,
+    preset: str | None = None,
     **options: Any,
 ) -> Keep:
     """Choose the tokens that survive.
@@ -66,8 +68,7 @@ def select(
         retention_ratio: Fraction of the tokens to keep, in (0, 1].
         method: A name from `list_methods()`, also with options as on the command line
             ("globalcom2:alpha=0.5,newlines=none"), a `Method`, or a function(views, retention_ratio, **options) that returns
-            a `Ranking`. A preset ("globalcom2:preset=paper") sets what can be set here: its layer and its order of the
-            thumbnail are for `compress`. Arguments of this function win over what the text says.
+            a `Ranking`. Arguments of this function win over what the text says.
         exact: True, the default: totals follow from shapes, `valid` and the ratio alone and are always met, at least one token per
             image. False: the published code's rounding (int() per view, clip at 1, nothing redistributed); with
             default options the kept sets equal those of the paper's code.
@@ -80,6 +81,8 @@ def select(
             host wait for its device. Without it, such values keep an arbitrary set, of the exact size still: `all_finite`
             and `require_finite` are the two halves for views, `Keep.unchecked` has those for the method. A call
             without it that has run before can be captured by a CUDA graph, if `valid` and `lines` are in pinned memory.
+        preset: Settings of `globalcom2` by name, see `compress`; what else is passed wins. Its layer and its order of the
+            thumbnail say nothing here: they are for `compress`.
         **options: Options of the method, see its docstring.
 
     Returns:
@@ -95,13 +98,13 @@ def select(
             f"views must be a globalcom2.Views, got {type(views).__name__}. Wrap the scores: Views(scores, ...)."
         )
     given: dict[str, Any] = {"exact": exact, "newlines": newlines, "thumbnail_weight": thumbnail_weight}
-    if isinstance(method, str) and ":" in method:
-        method, given, options = _with_text(method, given, options)
+    if preset is not None or (isinstance(method, str) and ":" in method):
+        method, given, options = _with_named(method, preset, given, options)
     rule = _rule(retention_ratio, **given)
     chosen = as_method(method)
     if not rule.exact:
         options = {**chosen.published, **options}
-    check_options(chosen, options)
+    check_options(chosen, options, also=[*given, "preset"])
     batched = views.scores.ndim == 3
     views = views if batched else _with_batch_axis(views)
     if check and not bool(all_finite(views)):
@@ -124,13 +127,20 @@ class _Rule:
     thumbnail_weight: float
 
 
-def _with_text(text: str, given: dict[str, Any], options: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The method's name, the arguments of `select` and the options, with what the method's text adds to them."""
-    name, preset, told = split_method(text)
-    if preset is not None:
-        told = {**{k: v for k, v in preset_settings(preset, name).items() if k not in OF_COMPRESS}, **told}
-    own = {argument: told.pop(argument, None) if value is None else value for argument, value in given.items()}
-    return name, own, {**{k: v for k, v in told.items() if k not in given}, **options}
+def _with_named(
+    method: str | Method | Selector, preset: str | None, given: dict[str, Any], options: dict[str, Any]
+) -> tuple[str | Method | Selector, dict[str, Any], dict[str, Any]]:
+    """The method, the arguments of `select` and the options, with what the method's text and a preset add to them."""
+    method = by_name(method)
+    name, own, told = split_method(method) if isinstance(method, str) else (as_method(method).name, None, {})
+    if preset is not None and own is not None:
+        raise InputError(f"preset must be given once, got preset={preset!r} and method={method!r}.")
+    named = own if preset is None else preset
+    if named is not None:
+        told = {**{k: v for k, v in preset_settings(named, name).items() if k not in OF_COMPRESS}, **told}
+    rule = {argument: told.pop(argument, None) if value is None else value for argument, value in given.items()}
+    rest = {**{k: v for k, v in told.items() if k not in given}, **options}
+    return name if isinstance(method, str) else method, rule, rest
 
 
 def _rule(retention_ratio: float, exact: bool | None, newlines: str | None, thumbnail_weight: float | None) -> _Rule:

@@ -12,9 +12,9 @@ from typing import Any
 
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.method import Method
-from globalcom2.core.methods import as_method, check_options, list_methods, method_text, parse_method
+from globalcom2.core.methods import as_method, by_name, check_options, method_text, parse_method, split_method
 from globalcom2.core.newlines import NEWLINES
-from globalcom2.core.presets import preset_settings, preset_within
+from globalcom2.core.presets import PRESET_METHOD, preset_settings, preset_within
 from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight
 from globalcom2.errors import DataError, InputError, unknown_name
@@ -42,8 +42,8 @@ class CompressionConfig:
 
     retention_ratio: float = 0.1
     method: str | Method | Selector = "globalcom2"
-    """A name; its text's options, as in "globalcom2:alpha=0.5,layer=-1", go to where they belong, unless a field says
-    otherwise. Or a `Method`, or a function, which cannot be saved."""
+    """A name; its text's options, as in "globalcom2:alpha=0.5,layer=-1", go to where they belong, unless a field is given
+    that is not its default. Or a `Method` or a function, which cannot be saved unless it is a registered `Method`."""
     exact: bool = True
     score: str | None = None
     layer: int | None = None
@@ -57,6 +57,7 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         self._set("options", _checked_options(self.options))
+        self._set("method", by_name(self.method))
         if isinstance(self.method, str) and ":" in self.method:
             self._read_text(self.method)
         self._set("retention_ratio", check_ratio(self.retention_ratio))
@@ -110,7 +111,7 @@ class CompressionConfig:
     @property
     def method_name(self) -> str:
         """The method's name; of a function, the function's."""
-        return self.method if isinstance(self.method, str) else self.selector.name
+        return self.selector.name
 
     @property
     def method_text(self) -> str:
@@ -124,7 +125,7 @@ class CompressionConfig:
     @property
     def preset(self) -> str | None:
         """The preset that these settings are, at whatever ratio; None if they are none."""
-        if self.method_name != "globalcom2":
+        if self.method != PRESET_METHOD:
             return None
         name, rest = preset_within({**self._changed(), **self.options})
         return None if rest else name or "default"
@@ -140,11 +141,11 @@ class CompressionConfig:
         Raises:
             InputError: An unknown preset, another method than `globalcom2`, or a wrong change.
         """
-        method = changes.get("method", "globalcom2")
-        name, _, told = method.partition(":") if isinstance(method, str) else (as_method(method).name, "", "")
-        settings = preset_settings(preset, name)
-        if "preset=" in told:
+        method = by_name(changes.get("method", PRESET_METHOD))
+        name, told, _ = split_method(method) if isinstance(method, str) else (as_method(method).name, None, {})
+        if told is not None:
             raise InputError(f"preset must be given once, got preset={preset!r} and method={method!r}.")
+        settings = preset_settings(preset, name)
         return cls().replace(**settings).replace(**changes)
 
     def replace(self, **changes: Any) -> CompressionConfig:
@@ -152,11 +153,16 @@ class CompressionConfig:
 
         A change of the method drops the options of the one before. What a method's text says yields to other changes.
         """
-        method = changes.pop("method", self.method)
+        if "preset" in changes:
+            raise InputError(
+                f"preset must be given to CompressionConfig.from_preset or to compress, got preset={changes['preset']!r} for "
+                "settings that are there already."
+            )
+        method = by_name(changes.pop("method", self.method))
         if isinstance(method, str) and ":" in method:
             method, told = parse_method(method)
             changes = {**told, **changes}
-        same = method == self.method or (isinstance(method, str) and method == self.method_name)
+        same = method == self.method
         options = _checked_options(changes.pop("options", self.options if same else {}))
         options |= {name: value for name, value in changes.items() if name not in SETTINGS}
         fields = {name: value for name, value in changes.items() if name in SETTINGS}
@@ -191,7 +197,7 @@ class CompressionConfig:
         """Write `compression_config.json` into a folder, which may be a model's own, and return its path.
 
         Raises:
-            InputError: What `to_dict` raises, a folder that is a file, or an option that JSON does not give back.
+            InputError: What `to_dict` raises, an option that JSON does not give back, or a folder that cannot be written to.
         """
         return write_settings(folder, self.to_dict())
 
@@ -263,11 +269,10 @@ class CompressionConfig:
 
     def _registered(self) -> str:
         """The name under which another process finds the method."""
-        name = self.method_name
-        if isinstance(self.method, str) or (name in list_methods() and as_method(name) == self.method):
-            return name
+        if isinstance(self.method, str):
+            return self.method
         raise InputError(
-            f"method must be a registered one to be saved, got {name!r}, which this process alone knows. Register a "
+            f"method must be a registered one to be saved, got {self.method_name!r}, which this process alone knows. Register a "
             "globalcom2.Method as an entry point in the group 'globalcom2.methods', and use its name."
         )
 

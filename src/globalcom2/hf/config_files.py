@@ -25,9 +25,9 @@ def write_settings(folder: str | os.PathLike[str], settings: dict[str, Any]) -> 
     """Write plain settings into a folder, which is made if need be, and return the file's path.
 
     Raises:
-        InputError: The path is that of a file, or an option that JSON does not give back as it was.
+        InputError: An option that JSON does not give back as it was, or a folder that cannot be written to.
     """
-    path = Path(folder)
+    path = _path(folder, "folder")
     if path.exists() and not path.is_dir():
         raise InputError(f"folder must be a folder, got the file {str(path)!r}. {FILE} is put into it.")
     for name, value in settings.get("options", {}).items():
@@ -37,8 +37,14 @@ def write_settings(folder: str | os.PathLike[str], settings: dict[str, Any]) -> 
                 "pass it to compress()."
             )
     about = dict(zip(ABOUT, (FORMAT, __version__), strict=True))
-    path.mkdir(parents=True, exist_ok=True)
-    (path / FILE).write_text(json.dumps({**settings, **about}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps({**settings, **about}, indent=2, sort_keys=True) + "\n"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"folder must be one that can be written to, got {str(path)!r}: {error.strerror}. Choose another one."
+        ) from error
     return path / FILE
 
 
@@ -52,6 +58,11 @@ def read_settings(name: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:
     path = find_settings(name)
     found = _json(path)
     if path.name == "config.json":
+        if RETENTION not in found:
+            raise InputError(
+                f"name must be a config.json that has {RETENTION}, got {str(path)!r}, which has none. "
+                "CompressionConfig.attach(model) puts it there before the model is saved."
+            )
         return {"retention_ratio": found[RETENTION], "method": found.get(METHOD, "globalcom2")}, path
     version = found.get(ABOUT[0], FORMAT)
     if type(version) is not int or not 1 <= version <= FORMAT:
@@ -64,7 +75,7 @@ def read_settings(name: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:
 
 def find_settings(name: str | os.PathLike[str]) -> Path:
     """The file with the settings of a file's, a folder's or a hub repository's name. Raises `InputError` without one."""
-    path = Path(name)
+    path = _path(name, "name")
     if path.is_file():
         return path
     if path.is_dir():
@@ -95,6 +106,13 @@ def settings_in(folder: Path) -> Path | None:
     if own.is_file():
         return own
     return of_model if of_model.is_file() and RETENTION in _json(of_model) else None
+
+
+def _path(given: str | os.PathLike[str], argument: str) -> Path:
+    try:
+        return Path(given)
+    except TypeError:
+        raise InputError(f"{argument} must be a path, got {given!r}.") from None
 
 
 def _is_json(value: Any) -> bool:
