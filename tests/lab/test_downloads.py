@@ -26,6 +26,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(404 if name == "missing" else 200)
         if name in ("picture", "short"):
             self.send_header("Content-Length", str(len(BODY) + (name == "short")))
+        if name == "huge":
+            self.send_header("Content-Length", str(10**12))
         self.end_headers()
         with contextlib.suppress(OSError):  # the other side hangs up on a file that it does not want
             for part in range(10 if name == "slow" else 1):
@@ -54,6 +56,11 @@ def test_a_file_within_its_limit(server, name):
     with pytest.raises(DataError, match=r"at most 0.006999 MB, got more .*--max-mb"):
         fetch(f"{server.address}/{name}", len(BODY) - 1)
     assert server.asked[0][1].startswith("globalcom2/")
+
+
+def test_an_announced_size_is_enough_to_refuse(server):
+    with pytest.raises(DataError, match="at most 0.1 MB"):
+        fetch(f"{server.address}/huge", 100_000)
 
 
 @pytest.mark.parametrize(
