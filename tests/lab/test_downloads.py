@@ -59,7 +59,7 @@ def test_a_file_within_its_limit(server, name):
 
 
 def test_an_announced_size_is_enough_to_refuse(server):
-    with pytest.raises(DataError, match="at most 0.1 MB"):
+    with pytest.raises(DataError, match=r"at most 0\.1 MB"):
         fetch(f"{server.address}/huge", 100_000)
 
 
