@@ -29,7 +29,7 @@ def answering(mini):
 
 @pytest.fixture(scope="session")
 def server(answering):
-    """The page's address and folder of uploads."""
+    """The page's address, its folder of uploads, and gradio's Blocks."""
     from globalcom2.web.addresses import free_port
     from globalcom2.web.serving import launch, private_folder
 
@@ -37,7 +37,7 @@ def server(answering):
         from globalcom2.web.app import build, look
 
         page = build(answering, QUEUE)
-        yield launch(page, look(), folder, answering.limits, "127.0.0.1", free_port("127.0.0.1", 18860)), folder
+        yield launch(page, look(), folder, answering.limits, "127.0.0.1", free_port("127.0.0.1", 18860)), folder, page
         page.close(verbose=False)
 
 

@@ -237,6 +237,11 @@ def test_a_phone(chromium, server, screens):
         choose(page, 5)
         ask(page)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.wait_for_function(
+            "document.querySelector('#gc-views iframe').clientHeight > 720"
+        )  # as tall as its content
+        content = page.frames[-1].evaluate("document.documentElement.scrollHeight")
+        assert content == page.evaluate("document.querySelector('#gc-views iframe').clientHeight")
         page.wait_for_timeout(500)
         page.screenshot(path=screens / "phone.png")
 

@@ -160,3 +160,11 @@ def test_answers_forbid_the_outside(gate):
         headers = ask(gate, "GET", path)[2]
         assert b"default-src 'self'" in headers[b"content-security-policy"]
         assert headers[b"x-content-type-options"] == b"nosniff"
+
+
+def test_delivered_results_are_told(tmp_path):
+    told = []
+    gate = Gate(echo, str(tmp_path), LIMIT, delivered=told.append)
+    ask(gate, "GET", "/gradio_api/queue/data", query=b"session_hash=abc")
+    ask(gate, "GET", "/gradio_api/heartbeat/abc", query=b"session_hash=x")
+    assert told == ["abc"]

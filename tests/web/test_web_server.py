@@ -1,5 +1,6 @@
 """The running page, asked by a program that means it ill."""
 
+import http.server
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import uuid
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from globalcom2.web.uploads import Limits
 
 @pytest.fixture(scope="module")
 def client(server):
-    address, _ = server
+    address, *_ = server
     with httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
@@ -92,7 +94,7 @@ def test_no_file_but_uploads(client, server, name):
 
 
 def test_uploads_are_read_back_and_lie_in_a_private_folder(client, server, mine):
-    _, folder = server
+    _, folder, _ = server
     assert client.get(f"/gradio_api/file={mine['path']}").content == EXAMPLES[1].path.read_bytes()
     assert mine["path"].startswith(str(folder))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -102,9 +104,6 @@ def test_uploads_are_read_back_and_lie_in_a_private_folder(client, server, mine)
 @contextmanager
 def listener():
     """A server that must not be asked."""
-    import http.server
-    import threading
-
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -240,6 +239,17 @@ def test_a_page_of_another_site_is_kept_out(client):
     assert client.get("/", headers={"host": "evil.example"}).status_code == 403
     answer = client.get("/config", headers={"origin": "https://evil.example"})
     assert answer.headers.get("access-control-allow-origin") != "https://evil.example"
+
+
+def test_nothing_is_kept_once_it_is_delivered(client, server, functions, mine):
+    kept, session = server[2].app.state_holder.session_data, uuid.uuid4().hex[:10]
+    join(client, functions[0], asked(mine), session)
+    assert awaited(client, session)[0]
+    for _ in range(100):
+        if session not in kept:
+            return
+        time.sleep(0.1)
+    pytest.fail("gradio still has the visitor's answer")
 
 
 def test_old_pictures_are_deleted(mini):

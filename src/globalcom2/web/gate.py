@@ -10,6 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,6 +24,7 @@ READ = re.compile(
 WRITTEN = re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)/?")
 FILE = "/gradio_api/file="
 UPLOAD = "/gradio_api/upload"
+RESULTS = "/gradio_api/queue/data"
 FORM = 64 * 1024
 """Bytes of a form around its file, and of any other request's body."""
 UPLOADS_KEPT = 32
@@ -50,7 +52,14 @@ class Refused(Exception):
 class Gate:
     """ASGI middleware around gradio's app."""
 
-    def __init__(self, app: App, folder: str, upload_bytes: int, hosts: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        app: App,
+        folder: str,
+        upload_bytes: int,
+        hosts: tuple[str, ...] = (),
+        delivered: Callable[[str], object] | None = None,
+    ):
         """Wrap an app.
 
         Args:
@@ -59,11 +68,13 @@ class Gate:
             upload_bytes: Largest file of an upload.
             hosts: Names that a request may use for this server; empty lets all through. A page of another site that
                 points its own name at this machine is kept out by it.
+            delivered: Called with a visitor's session when their results are sent, or when they left before.
         """
         self.app = app
         self.folder = Path(folder).resolve()
         self.upload_bytes = upload_bytes
         self.hosts = hosts
+        self.delivered = delivered
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
@@ -86,6 +97,10 @@ class Gate:
             if started:
                 raise
             await _answer(sending, refused)
+        finally:
+            if self.delivered is not None and scope["path"] == RESULTS:
+                for session in parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", ()):
+                    self.delivered(session)
 
     async def _checked(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
         """The body of a request that may pass; raises `Refused` for any other."""

@@ -14,6 +14,8 @@ from globalcom2.web.addresses import is_loopback
 from globalcom2.web.gate import Gate
 from globalcom2.web.uploads import Limits
 
+VISITORS = 64
+"""Of how many gradio may keep a question in memory at once."""
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_NUM_WORKERS": "0"}
 """gradio and huggingface_hub ask home for nothing."""
@@ -55,7 +57,12 @@ def launch(page: Any, look: dict[str, Any], folder: Path, limits: Limits, host: 
         The page's address.
     """
     hosts = LOOPBACK_NAMES if is_loopback(host) else ()
-    guard = {"folder": str(folder), "upload_bytes": limits.upload_bytes, "hosts": hosts}
+
+    def forget(session: str) -> None:
+        # gradio would keep the question and its answers in memory; nothing here reads them again.
+        page.app.state_holder.session_data.pop(session, None)
+
+    guard = {"folder": str(folder), "upload_bytes": limits.upload_bytes, "hosts": hosts, "delivered": forget}
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -63,6 +70,7 @@ def launch(page: Any, look: dict[str, Any], folder: Path, limits: Limits, host: 
         app_kwargs={"middleware": [_middleware(guard)]},
         allowed_paths=[],
         blocked_paths=[str(path) for path in _never_served() if not folder.is_relative_to(path)],
+        state_session_capacity=VISITORS,
         share=False,
         ssr_mode=False,
         mcp_server=False,
