@@ -46,6 +46,16 @@ def test_the_tower_runs_once_and_generation_keeps_the_report(tiny, batch):
     assert [entry.row for entry in compression.report] == IMAGE_ROWS
 
 
+def test_beams_are_the_stock_models_where_it_orders_images_in_its_own_way():
+    tiny = FAMILIES["granite4_vision"]()
+    inputs = tiny.inputs(["a <image><image>", "<image> b"], [picture(168, 84, n) for n in range(3)])
+    plain = generate(tiny.model, inputs, num_beams=2, max_new_tokens=3)
+    with compress(tiny.model, 1.0) as compression:
+        out = generate(tiny.model, inputs, num_beams=2, max_new_tokens=3)
+    assert torch.equal(out, plain)
+    assert [entry.row for entry in compression.report] == [0, 0, 1]
+
+
 def test_text_reports_nothing(tiny):
     assert len(report_of(tiny.model, tiny.inputs(["no picture"], None), 1.0)) == 0
 

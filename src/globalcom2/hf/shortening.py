@@ -13,6 +13,7 @@ from torch import Tensor
 from globalcom2.core.groups import Group, on_host
 from globalcom2.errors import InputError
 from globalcom2.hf.active import Short
+from globalcom2.hf.beams import SHORTENED
 from globalcom2.hf.cache import memory_of_call
 from globalcom2.hf.logits import places_of_logits
 from globalcom2.hf.merging import kept_features
@@ -167,7 +168,7 @@ def rewrite(
     elif remembered.samples is not None and not caches(how.model, call):  # positions alone tell samples apart
         new["attention_mask"] = None
     for output in outputs.values():
-        output.globalcom2_memory = memory
+        setattr(output, SHORTENED, True)
     new["mm_encoder_outputs"] = outputs
     return Short(new, prompt, memory, how.clock, restore)
 
