@@ -6,13 +6,18 @@ import importlib.util
 import signal
 import threading
 import webbrowser
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from globalcom2.cli.options import Attention, Debug, Device, Dtype, Model
 from globalcom2.cli.output import notes
 from globalcom2.errors import InputError
+
+if TYPE_CHECKING:
+    from globalcom2.web.uploads import Limits
 
 
 def web(
@@ -50,31 +55,46 @@ def web(
     if not is_loopback(host):
         notes.print(_open_to_others(host, allow_models), highlight=False)
     with notes.status("Loading torch, transformers and gradio"):
-        from globalcom2.web.serving import private_folder  # noqa: PLC0415
+        from globalcom2.hf.loading import load_model  # noqa: PLC0415
         from globalcom2.web.uploads import Limits  # noqa: PLC0415
 
         limits = Limits(upload_mb=max_upload_mb, pixels=max_pixels)
-        from globalcom2.hf.loading import load_model  # noqa: PLC0415
     if model != "mini":
         notes.print(f"Loading {model}", highlight=False)
 
     def load(name: str) -> tuple[Any, Any]:
         return load_model(name, dtype, device, attn)
 
-    with private_folder() as folder:
-        network, processor = load(model)
-        with notes.status("Building the page"):
-            from globalcom2.web.answering import Answering, Models  # noqa: PLC0415
-            from globalcom2.web.app import build, look  # noqa: PLC0415
-            from globalcom2.web.serving import launch  # noqa: PLC0415
-
-            models = Models(model, network, processor, load, allow_models)
-            page = build(Answering(models, limits, max_new_tokens), queue)
-            address = launch(page, look(), folder, limits, host, chosen)
+    with _running(model, load, limits, max_new_tokens, allow_models, queue, (host, chosen)) as address:
         typer.echo(f"The page: {address}\nStop it with Ctrl-C.")
         if open_browser:
             webbrowser.open(address)
         _wait_for_a_stop()
+
+
+@contextmanager
+def _running(
+    name: str,
+    load: Callable[[str], tuple[Any, Any]],
+    limits: Limits,
+    max_new_tokens: int,
+    allow_models: bool,
+    queue: int,
+    place: tuple[str, int],
+) -> Iterator[str]:
+    """The page's server, listening at a host and port; gives its address."""
+    from globalcom2.web.serving import launch, private_folder  # noqa: PLC0415
+
+    with private_folder() as folder:
+        network, processor = load(name)
+        with notes.status("Building the page"):
+            from globalcom2.web.answering import Answering, Models  # noqa: PLC0415
+            from globalcom2.web.app import build, look  # noqa: PLC0415
+
+            models = Models(name, network, processor, load, allow_models)
+            page = build(Answering(models, limits, max_new_tokens), queue)
+            address = launch(page, look(), folder, limits, *place)
+        yield address
         page.close(verbose=False)
 
 
