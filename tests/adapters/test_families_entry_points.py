@@ -14,14 +14,24 @@ from globalcom2.core import methods, plugins
 
 PACKAGE = """
 from globalcom2 import Family
+from globalcom2.adapters.llava_next import LlavaNextAdapter
 
 FAMILY = Family("lanterna", "{name}:Adapter", "its own", "first", "nothing", checkpoints=("owner/lanterna-7b",))
 TAKEN = Family("llava_next", "{name}:Adapter", "its own", "first", "nothing")
 NONE = "no family"
 
 
-class Adapter:
-    modality = "image"
+class Adapter(LlavaNextAdapter):
+    pass
+
+
+class Stranger:
+    pass
+
+
+class Failing(Adapter):
+    def __init__(self):
+        raise ValueError("no luck")
 """
 FIELDS = {"model_type": "lanterna", "target": "a.b:C", "scores": "s", "thumbnail": "first", "tested": "nothing"}
 
@@ -65,7 +75,7 @@ def test_a_family_of_another_package_is_a_family_like_any_other(installed, capsy
     ("target", "why"),
     [
         ("NONE", "InputError: it must be a globalcom2.Family, got str"),
-        ("MISSING", "AttributeError"),
+        ("MISSING", "has no attribute 'MISSING'. Update or remove that distribution."),
         ("TAKEN", "InputError: model type 'llava_next' is already registered by globalcom2.adapters.llava_next"),
     ],
 )
@@ -84,6 +94,21 @@ def test_an_adapter_that_cannot_be_imported_is_named(installed):
     list_models()
     families._FAMILIES["lanterna"] = Family(**{**FIELDS, "target": "no_such_package:Adapter"})
     with pytest.raises(UnsupportedModelError, match=r"'lanterna' must be a class .*no_such_package:Adapter"):
+        families.load_adapter("lanterna")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "got"),
+    [
+        ("Stranger", r"a subclass of .*Adapter, got {}:Stranger, which makes <.*Stranger"),
+        ("Failing", "got {}:Failing: ValueError: no luck. Update the package"),
+    ],
+)
+def test_an_adapter_that_is_none_is_named(installed, adapter, got):
+    name = installed(lanterna="FAMILY")
+    list_models()
+    families._FAMILIES["lanterna"] = Family(**{**FIELDS, "target": f"{name}:{adapter}"})
+    with pytest.raises(UnsupportedModelError, match=got.format(name)):
         families.load_adapter("lanterna")
 
 

@@ -239,6 +239,19 @@ def test_what_a_function_returns_is_checked(views):
         select(views, 0.3, lambda views, ratio: 1)
 
 
+def test_what_is_returned_is_described_in_one_line(views):
+    with pytest.raises(InputError) as caught:
+        select(views, 0.3, lambda views, ratio: (views.thumbnail_scores, views.scores))
+    assert "got tuple (tensor([[" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["no_such_module:function", "math:no_such_function"])
+def test_a_method_that_cannot_be_imported(views, target):
+    with pytest.raises(InputError, match=f"target of method 'x' must be one that can be imported, got '{target}'"):
+        select(views, 0.3, Method("x", target))
+
+
 @pytest.mark.parametrize("target", [3, "name", None])
 def test_a_methods_target(target):
     with pytest.raises(InputError, match="target of method 'x' must be 'module:function' or a function"):

@@ -306,7 +306,7 @@ def test_names_without_a_configuration(tmp_path, monkeypatch):
         CompressionConfig.from_pretrained(None)
     (tmp_path / "config.json").write_text('{"model_type": "llava_next"}')
     for name in (tmp_path, tmp_path / "config.json"):
-        with pytest.raises(InputError, match="config.json that has globalcom2_retention"):
+        with pytest.raises(InputError, match=r"config\.json that has globalcom2_retention"):
             CompressionConfig.from_pretrained(name)
     CompressionConfig(0.3).save_pretrained(tmp_path)
     asked = []

@@ -241,15 +241,24 @@ def load_adapter(model_type: str) -> Adapter:
     """An instance of the family's adapter.
 
     Raises:
-        UnsupportedModelError: No such family, or its adapter cannot be imported.
+        UnsupportedModelError: No such family, or its adapter cannot be imported, or is none.
     """
+    from globalcom2.adapters.base import Adapter  # noqa: PLC0415 - torch
+
     target = get_family(model_type).target
     module, _, name = target.partition(":")
+    expected = (
+        f"the adapter of model type {model_type!r} must be a class that can be imported and made without arguments"
+    )
     try:
-        adapter: Adapter = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
+        adapter = getattr(importlib.import_module(module), name)()
+    except Exception as error:  # whatever another package may raise
         raise UnsupportedModelError(
-            f"the adapter of model type {model_type!r} must be a class that can be imported and made without arguments, "
-            f"got {target}: {error}. Update the package that it comes from."
+            f"{expected}, got {target}: {type(error).__name__}: {error}. Update the package that it comes from."
         ) from error
+    if not isinstance(adapter, Adapter):
+        raise UnsupportedModelError(
+            f"{expected}, a subclass of globalcom2.adapters.base.Adapter, got {target}, which makes {adapter!r:.60}. "
+            "Update the package that it comes from."
+        )
     return adapter

@@ -98,11 +98,21 @@ class Method:
         return not self.wanted and not self.layers and not self.merges
 
     def load(self) -> Callable[..., Any]:
-        """The selector's function, imported if need be."""
+        """The selector's function, imported if need be.
+
+        Raises:
+            InputError: It cannot be imported.
+        """
         if not isinstance(self.target, str):
             return self.target
         module, _, function = self.target.partition(":")
-        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+        try:
+            return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"target of method {self.name!r} must be one that can be imported, got {self.target!r}: {error}. Update the "
+                "package that it comes from."
+            ) from error
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -30,6 +30,6 @@ def load_entry_points(group: str, kind: type[Registered], register: Callable[[Re
             owner = "an unknown distribution" if entry.dist is None else f"distribution {entry.dist.name!r}"
             warnings.warn(
                 f"globalcom2: entry point {entry.name!r} ({entry.value}) of {owner} in group {group!r} is left out: "
-                f"{type(error).__name__}: {error} Update or remove that distribution.",
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Update or remove that distribution.",
                 stacklevel=3,
             )

@@ -233,4 +233,4 @@ def describe(value: object) -> str:
     """A value in an error message: a tensor's type and shape, or the beginning of what else it is."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return f"{type(value).__name__} {value!r:.60}"
+    return f"{type(value).__name__} {' '.join(repr(value).split()):.60}"
