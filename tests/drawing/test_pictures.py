@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from drawing.made import made, padded
-from globalcom2 import compress
+from globalcom2 import compress, draw_page, draw_picture
 from globalcom2.adapters.videos import frames_layout
 from globalcom2.core.layout import unpacked
 from globalcom2.drawing.pictures import LONGEST_SIDE, Pictures, stitched
@@ -55,6 +55,17 @@ def test_padding_is_outside_of_the_image():
     bottom = pictures.crops[3]
     assert bottom.getpixel((5, bottom.height - 1)) == (0, 0, 0)
     assert bottom.getpixel((5, bottom.height // 2 - 1)) == (255, 255, 255)
+
+
+def test_crops_of_padding_alone_are_black(tiny):
+    image = picture(1000, 30)  # the processor scales it to less than half a token
+    with compress(tiny.model, 0.2) as compression:
+        tiny.model(**tiny.inputs(["<image>"], [image]))
+    entry = compression.report[0]
+    assert not entry.layout.valid.any()
+    assert [crop.getextrema() for crop in Pictures.of_image(image, entry.layout).crops] == [((0, 0),) * 3] * 3
+    draw_picture(image, entry)
+    assert "0/0" in draw_page(image, entry)
 
 
 def test_none_where_nobody_knows_the_places():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from drawing.made import made, padded, ratio_one
-from globalcom2 import compress, draw_picture
+from globalcom2 import Report, compress, draw_page, draw_picture
 from globalcom2.drawing.panel import Panel
 from globalcom2.errors import DataError, InputError
 from globalcom2.lab.images import open_image
@@ -122,6 +122,32 @@ def test_titles_fit_and_draw_without_a_word(title, tmp_path, caplog):
     assert all(apart(box.extents, view) for view in views)
     if title == TITLES["mathematics"]:
         assert figure.get_suptitle().replace("\n", " ") == title
+
+
+@pytest.mark.parametrize("draw", [draw_picture, draw_page])
+@pytest.mark.parametrize(
+    ("image", "entry", "message"),
+    [
+        ("a.png", made(), r"image must be a PIL.Image.Image, got str. open_image\(path\)"),
+        (np.zeros((8, 8, 3), np.uint8), made(), r"got ndarray\. .*fromarray"),
+        (picture(80, 80), 3, r"entry must be one of a report's, compression.report\[i\], got int"),
+    ],
+)
+def test_what_is_no_image_or_no_entry(draw, image, entry, message):
+    with pytest.raises(InputError, match=message):
+        draw(image, entry)
+
+
+def test_a_report_has_several_entries():
+    report = Report(0.1, "globalcom2", [made(), made(seed=1)])
+    with pytest.raises(InputError, match="got Report"):
+        draw_picture(picture(80, 80), report)
+    assert draw_page(picture(80, 80), report).count("<section") == 2
+
+
+def test_any_title_can_be_saved(tmp_path):
+    draw_page(None, made(), tmp_path / "a.html", title="\ud800 half", answers=["\udcff"])
+    assert "? half" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_a_document_is_readable_where_it_was_kept():

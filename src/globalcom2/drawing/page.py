@@ -52,7 +52,7 @@ def kept_page(
     absent |= {"crop-heat"} if not any(crops for _, crops in heated) else set()
     heat = len(absent) < 2
     absent |= {"picture"} if all(panel.pictures is None for panel in panels) else set()
-    return _template("page.html").substitute(
+    page = _template("page.html").substitute(
         version=escape(__version__),
         uid=uid,
         title=escape(title),
@@ -65,6 +65,7 @@ def kept_page(
         numbers=_numbers(panels),
         script=_text("page.js"),
     )
+    return page.encode(errors="replace").decode()  # half a character, as of a command line's bytes, cannot be saved
 
 
 def in_frame(html: str, height: int = 640) -> str:

@@ -47,9 +47,10 @@ class Pictures:
         side = min(side, max(1, 2 * VIEW_SIDE // max(height, width)))
         valid = stitched(layout.valid.numpy().reshape(-1, height, width), layout.grid)
         ys, xs = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
-        box = [int(n) * side for n in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1)]
         canvas = Image.new("RGB", (cols * width * side, rows * height * side))
-        canvas.paste(image.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), (box[0], box[1]))
+        if len(ys):  # of a very long and narrow image, no token of the crops may be more than padding
+            box = [int(n) * side for n in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1)]
+            canvas.paste(image.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), (box[0], box[1]))
         w, h = width * side, height * side
         places = [(col * w, row * h) for row in range(rows) for col in range(cols)]
         return cls(thumbnail, tuple(canvas.crop((x, y, x + w, y + h)) for x, y in places))

@@ -262,6 +262,16 @@ def _arrow(counted: ImageReport | Report) -> str:
     return f"{before:,} → {after:,} visual tokens" + (f" ({after / before:.1%})" if before else "")
 
 
+def check_entry(entry: object) -> ImageReport:
+    """Return `entry`. Raise `InputError` unless it is one of a report."""
+    if not isinstance(entry, ImageReport):
+        raise InputError(
+            f"entry must be one of a report's, compression.report[i], got {type(entry).__name__}. Number 0 is the call's "
+            "first image."
+        )
+    return entry
+
+
 def raster(image: ImageReport) -> Tensor:
     """Kept places of one image, int (kept,), in the order of the full prompt."""
     return image.kept.nonzero().flatten()

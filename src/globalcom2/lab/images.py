@@ -101,8 +101,14 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
         name: What the error message calls the image.
 
     Raises:
+        InputError: No image of Pillow's.
         DataError: Mode I or F with values outside of these ranges, or mode F with NaN or infinity.
     """
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"{name} must be a PIL.Image.Image, got {type(image).__name__}. open_image(path) opens a file, and "
+            "Image.fromarray(array) takes an array."
+        )
     if image.mode in DEEP_MODES:
         return _from_deep_grey(image, name)
     if not image.has_transparency_data:

@@ -17,7 +17,7 @@ from globalcom2.drawing import marks
 from globalcom2.drawing.panel import Panel, View, score_range
 from globalcom2.drawing.pictures import Pictures
 from globalcom2.errors import InputError
-from globalcom2.hf.report import ImageReport
+from globalcom2.hf.report import ImageReport, check_entry
 from globalcom2.lab.images import to_rgb
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def draw_picture(
         The matplotlib figure.
 
     Raises:
-        InputError: The entry is that of a video.
+        InputError: The entry is that of a video, or none, or the image is none.
         DataError: The image's values have no range of their own, see `open_image`.
     """
-    if entry.thumbnail_ratio is None:
+    if check_entry(entry).thumbnail_ratio is None:
         raise InputError(
             "entry must be of an image, got one of a video, which has no thumbnail to draw. draw_page draws its frames."
         )

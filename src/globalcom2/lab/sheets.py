@@ -11,7 +11,7 @@ from globalcom2.drawing.page import kept_page
 from globalcom2.drawing.panel import Panel
 from globalcom2.drawing.pictures import Pictures
 from globalcom2.errors import InputError
-from globalcom2.hf.report import ImageReport
+from globalcom2.hf.report import ImageReport, check_entry
 from globalcom2.lab.images import to_rgb
 
 
@@ -41,11 +41,13 @@ def draw_page(
         The page: one whole document that needs no other file and no network.
 
     Raises:
-        InputError: Images, names or answers do not fit the entries in number.
+        InputError: Images, names or answers do not fit the entries in number, or what is no image or no entry.
         DataError: An image's values have no range of their own, see `open_image`.
     """
-    entries = [entry] if isinstance(entry, ImageReport) else list(entry)
-    images = [image] * len(entries) if image is None or isinstance(image, Image.Image) else list(image)
+    several = isinstance(entry, Sequence)
+    entries = [check_entry(own) for own in (entry if several else [entry])]  # type: ignore[union-attr]
+    one = isinstance(image, str) or not isinstance(image, Sequence)
+    images: list[Image.Image | None] = [image] * len(entries) if one else list(image)  # type: ignore[arg-type,list-item]
     for name, given in (("image", images), ("names", names), ("answers", answers)):
         if given is not None and len(given) != len(entries):
             raise InputError(f"{name} must have one item for each of {len(entries)} entries, got {len(given)}.")
