@@ -8,11 +8,13 @@ import pytest
 from PIL import Image, ImageDraw
 
 from drawing.made import made, padded, ratio_one
+from families import FAMILIES
 from globalcom2 import Report, compress, draw_page, draw_picture
 from globalcom2.drawing.panel import Panel
 from globalcom2.errors import DataError, InputError
 from globalcom2.lab.images import open_image
 from globalcom2.lab.picture import shaded
+from globalcom2.lab.sheets import pictures_of
 from tiny import picture
 
 
@@ -143,6 +145,21 @@ def test_a_report_has_several_entries():
     with pytest.raises(InputError, match="got Report"):
         draw_picture(picture(80, 80), report)
     assert draw_page(picture(80, 80), report).count("<section") == 2
+
+
+def test_tokens_lie_on_an_image_that_was_padded_to_a_square():
+    """LLaVA-OneVision pads several images of one prompt, and cuts none of them."""
+    tiny = FAMILIES["llava_onevision"]()
+    images = [Image.new("RGB", (260, 60), color) for color in ("white", "red")]
+    inputs = tiny.inputs(["<image><image> b"], images)
+    with compress(tiny.model, 0.3) as compression:
+        tiny.model(**inputs)
+    for image, entry in zip(images, compression.report, strict=True):
+        assert repr(entry).startswith("ImageReport(image, row 0, no crops, ")
+        seen = np.asarray(pictures_of(image, entry).thumbnail)
+        assert seen[0].max() < 40, "black, above the image"
+        assert seen[len(seen) // 2, :, 0].min() > 200
+    assert draw_picture(None, entry).axes[0].images[0].get_array().shape == (84, 84, 3)
 
 
 def test_any_title_can_be_saved(tmp_path):

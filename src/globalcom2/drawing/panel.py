@@ -62,6 +62,8 @@ class Panel:
         rows, cols = layout.grid
         if self.entry.modality == "video":
             return f"{cols} frames"
+        if not rows:
+            return "no crops"
         return f"{rows} x {cols} crops" if layout.known_grid else f"{cols} crops in unknown places"
 
     @property

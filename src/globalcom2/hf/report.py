@@ -62,8 +62,7 @@ class ImageReport:
     """What the vision tower saw of it, as long as the caller keeps the call's pixels."""
 
     def __repr__(self) -> str:
-        rows, cols = self.grid
-        shape = f"{cols} frames" if self.modality == "video" else f"{rows} x {cols} crops"
+        shape = Panel(self).crops_name
         return (
             f"ImageReport({self.modality}, row {self.row}, {shape}, {self.tokens_before} -> {self.tokens_after} tokens)"
         )

@@ -15,10 +15,9 @@ from PIL import Image, ImageColor
 
 from globalcom2.drawing import marks
 from globalcom2.drawing.panel import Panel, View, score_range
-from globalcom2.drawing.pictures import Pictures
 from globalcom2.errors import InputError
 from globalcom2.hf.report import ImageReport, check_entry
-from globalcom2.lab.images import to_rgb
+from globalcom2.lab.sheets import pictures_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +36,7 @@ CAPTION_ALONE = "The thumbnail, coloured by its scores. The image has no crops."
 
 
 def draw_picture(
-    image: Image.Image, entry: ImageReport, path: str | Path | None = None, title: str | None = None
+    image: Image.Image | None, entry: ImageReport, path: str | Path | None = None, title: str | None = None
 ) -> Figure:
     """Draw one entry of a report over its image.
 
@@ -45,7 +44,8 @@ def draw_picture(
     kept. Kept tokens are outlined, dropped ones shaded and hatched.
 
     Args:
-        image: The image that was given to the processor, in any of Pillow's modes.
+        image: The image that was given to the processor, in any of Pillow's modes. None: what the vision tower saw, see
+            `draw_page`.
         entry: The image's entry in the report, `compression.report[i]`.
         path: Where to save the drawing; the ending decides the format. None saves nothing.
         title: Lines above the drawing, in any script; long ones are broken. Default: tokens before and after.
@@ -63,7 +63,7 @@ def draw_picture(
         )
     from globalcom2.lab.lettering import lettering  # noqa: PLC0415 - matplotlib is heavy, and only needed here
 
-    panel = Panel(entry, Pictures.of_image(to_rgb(image), entry.layout) or entry.pictures)
+    panel = Panel(entry, pictures_of(image, entry))
     size = Sizes.of(panel)
     columns = int(size.width * 8.6)
     if title is None:

@@ -68,5 +68,7 @@ def draw_page(
 
 def pictures_of(image: Image.Image | None, entry: ImageReport) -> Pictures | None:
     """What the views of an entry show: cut out of the image, else as the vision tower saw them, else None."""
-    found = None if image is None else Pictures.of_image(to_rgb(image), entry.layout)
-    return found or entry.pictures
+    cut = None if image is None else Pictures.of_image(to_rgb(image), entry.layout)
+    if entry.layout.grid == (0, 0):  # some processors pad an image without crops to a square, others stretch it
+        return entry.pictures or cut
+    return cut or entry.pictures
