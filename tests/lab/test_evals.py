@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from globalcom2 import InputError, compress, load_mini
+from globalcom2 import InputError, Ranking, compress, load_mini
 from globalcom2.cli import main
 from globalcom2.lab.analysis import analyze_views
 from globalcom2.lab.answers import answer_questions
@@ -92,6 +92,24 @@ def test_a_journal_of_another_run_is_refused(mini, examples, tmp_path):
         Journal(path, journal_header(other, examples, "0"))
     with pytest.raises(InputError, match=r"must belong to this model.*--out"):
         Journal(path, journal_header(mini[0], examples[1:], "0"))
+
+
+def plain(views, retention_ratio):
+    ratios = torch.full(views.scores.shape[:-1], retention_ratio)
+    return Ranking(views.thumbnail_scores, views.scores, ratios)
+
+
+def test_a_function_is_evaluated_under_its_name(mini, examples, tmp_path):
+    few = examples[:2]
+    settings = [EvalSetting(FULL, 1.0), EvalSetting(plain, 0.1), EvalSetting("uniform", 0.1)]
+    full, own, known = evaluate(*mini, few, settings)
+    assert own["method"] == "plain"
+    assert json.loads(json.dumps(own))["right"] == known["right"]
+    assert "| plain | 0.1 |" in markdown_table([full, own])
+    with pytest.raises(InputError, match=r"journal must be left out .* method 'plain'\. Register"):
+        evaluate(*mini, few, settings, journal=Journal(tmp_path / "journal.jsonl", {}))
+    with pytest.raises(InputError, match=r"names of their own, got 'plain 0\.1' twice"):
+        evaluate(*mini, few, [*settings, EvalSetting(plain, 0.1)])
 
 
 def test_rows_count_what_was_really_fed(mini, examples):

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from globalcom2.core.methods import parse_method
+from globalcom2.core.method import Method
+from globalcom2.core.methods import as_method, parse_method
+from globalcom2.core.selection import Selector
 from globalcom2.errors import InputError
 from globalcom2.hf.compression import compress
 from globalcom2.lab.answers import answer_questions
@@ -31,15 +33,26 @@ Block = Callable[[], AbstractContextManager[Any]]
 class EvalSetting:
     """One way to answer: a method at a ratio, or all tokens."""
 
-    method: str
+    method: str | Method | Selector
+    """A method's name, `FULL` for all tokens, or what else `compress` takes as a method."""
     retention_ratio: float
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method_name(self) -> str:
+        """The method's name; of a function, the function's."""
+        return self.method if isinstance(self.method, str) else as_method(self.method).name
 
     @property
     def name(self) -> str:
         """One line for progress bars and files."""
         options = "".join(f" {name}={value}" for name, value in self.options.items())
-        return f"{self.method} {self.retention_ratio:g}{options}"
+        return f"{self.method_name} {self.retention_ratio:g}{options}"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The setting's part of a row of `evaluate`."""
+        return {"method": self.method_name, "retention_ratio": self.retention_ratio, "options": self.options}
 
     def block(self, model: Any) -> AbstractContextManager[Any]:
         """A context in which `model` answers in this setting; it checks the options at once."""
@@ -191,9 +204,11 @@ def evaluate(
         One row per setting, see `summarize`.
 
     Raises:
-        InputError: A setting has a wrong option, before anything is answered.
+        InputError: A setting has a wrong option, two have one name, or a function's outcomes would be kept on disk, where
+            nothing tells it from an earlier one of its name. Before anything is answered.
     """
     journal = journal or Journal(None, {})
+    _check_names(settings, journal)
     for setting in settings:  # a wrong option is told before hours of work
         setting.block(model)
     for setting in settings:
@@ -202,9 +217,24 @@ def evaluate(
                 journal.add(answer_examples(model, processor, partial(setting.block, model), setting.name, batch))
             progress(len(batch))
     runs = [
-        (asdict(setting), [journal.found[setting.name, example.number] for example in examples]) for setting in settings
+        (setting.described, [journal.found[setting.name, example.number] for example in examples])
+        for setting in settings
     ]
     return summarize(examples, runs)
+
+
+def _check_names(settings: list[EvalSetting], journal: Journal) -> None:
+    """Raise `InputError` for outcomes that would be taken for another setting's."""
+    names = [setting.name for setting in settings]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"settings must have names of their own, got {twice[0]!r} twice. Rename one of the functions.")
+    functions = [setting.method_name for setting in settings if not isinstance(setting.method, str)]
+    if journal.path is not None and functions:
+        raise InputError(
+            f"journal must be left out where a method is no registered one, got {str(journal.path)!r} and method "
+            f"{functions[0]!r}. Register a globalcom2.Method and use its name."
+        )
 
 
 def summarize(examples: list[Example], runs: list[tuple[dict[str, Any], list[Outcome]]]) -> list[dict[str, Any]]:
