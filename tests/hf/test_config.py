@@ -422,6 +422,12 @@ def test_what_an_engine_cannot_follow(unusual):
         CompressionConfig(**unusual).vllm_overrides()
 
 
+def test_an_engine_is_told_of_an_option_out_of_range_before_it_starts():
+    for config in (CompressionConfig(options={"alpha": "x"}), CompressionConfig(1.0, options={"allocation": "softmx"})):
+        with pytest.raises(InputError, match=r"alpha must be|allocation must be"):
+            config.vllm_overrides()
+
+
 def test_methods_that_an_engine_cannot_follow():
     with pytest.raises(InputError, match="works on scores alone in an engine, got 'own'"):
         CompressionConfig(method=Method("own", by_scores, reads=("cls",))).vllm_overrides()

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.method import Method
 from globalcom2.core.methods import as_method, by_name, check_options, method_text, parse_method, split_method
 from globalcom2.core.newlines import NEWLINES
 from globalcom2.core.presets import PRESET_METHOD, preset_settings, preset_within
 from globalcom2.core.scores import SCORE_TYPES
-from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight
+from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight, select
+from globalcom2.core.views import Views
 from globalcom2.errors import DataError, InputError, unknown_name
 from globalcom2.hf.config_files import METHOD, RETENTION, read_settings, write_settings
 
@@ -251,7 +254,7 @@ class CompressionConfig:
         """What `LLM(model, hf_overrides=...)` and `vllm serve --hf-overrides` take for an engine to follow these settings.
 
         Raises:
-            InputError: Settings that an engine cannot follow.
+            InputError: Settings that an engine cannot follow, or an option out of range.
         """
         unusual = self._changed()
         if unusual:
@@ -265,6 +268,8 @@ class CompressionConfig:
                 f"method must be one that works on scores alone in an engine, got {self.method_name!r}, which reads more "
                 "of the vision tower or merges tokens."
             )
+        views = Views(torch.zeros(4, 4), grid=(2, 2), thumbnail_scores=torch.zeros(4))
+        select(views, self.retention_ratio, self.method, **self.options)  # told now, not by a server's first request
         return {RETENTION: self.retention_ratio, METHOD: self.method_text}
 
     def _registered(self) -> str:
