@@ -17,8 +17,6 @@ VEIL = 0.66
 """How much of it there is."""
 HATCH = "#c3cee0"
 """Lines across dropped tokens."""
-PADDING = "#8a8f98"
-"""Places that show no image."""
 
 HEAT = (
     (0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96), (207, 68, 70), (237, 105, 37), (251, 155, 6),
