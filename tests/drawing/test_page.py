@@ -1,5 +1,6 @@
 """The page of what was kept: one document, all of it inside, every text escaped, numbers those of the report."""
 
+import dataclasses
 import json
 import re
 from html import unescape
@@ -58,6 +59,15 @@ class Reader(HTMLParser):
 def numbers(html):
     ((_, text),) = Reader(html).all("script", "numbers")
     return json.loads(text)
+
+
+@pytest.mark.filterwarnings("error")
+def test_padding_may_hold_what_is_no_number():
+    entry = made(layout=padded())
+    nothing = entry.scores.masked_fill(~entry.layout.valid, float("nan"))
+    views = numbers(draw_page(None, dataclasses.replace(entry, scores=nothing)))[0]
+    for view, valid in zip(views[1:], entry.layout.valid.tolist(), strict=True):
+        assert [score is not None for score in view["scores"]] == valid
 
 
 def test_numbers_are_those_of_the_report():

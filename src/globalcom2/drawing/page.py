@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -169,7 +170,7 @@ def _numbers(panels: Sequence[Panel]) -> str:
 def _view_numbers(view: View, kind: str) -> dict[str, Any]:
     height, width = view.keep.shape
     flags = zip(view.keep.flat, view.valid.flat, strict=True)
-    scores = None if view.scores is None else [float(f"{score:.{DIGITS}g}") for score in view.scores.flat]
+    scores = None if view.scores is None else [_number(score) for score in view.scores.flat]
     return {
         "name": view.name,
         "kind": kind,
@@ -180,3 +181,8 @@ def _view_numbers(view: View, kind: str) -> dict[str, Any]:
         "kept": view.kept,
         "count": view.count,
     }
+
+
+def _number(score: float) -> float | None:
+    """Rounded; None, since JSON has no such number, for what may stand in padding: NaN and infinity."""
+    return float(f"{score:.{DIGITS}g}") if math.isfinite(score) else None
