@@ -30,10 +30,11 @@ Line = tuple[int, int, int, int]
 
 def heat(scores: NDArray, low: float, high: float) -> NDArray:
     """Scores (height, width) as colours, uint8 (height, width, 3), from `low` to `high`; NaN, in padding, is the lowest."""
-    share = np.clip((np.nan_to_num(scores, nan=low) - low) / max(high - low, 1e-12), 0, 1) * (len(HEAT) - 1)
+    share: NDArray = np.clip((np.nan_to_num(scores, nan=low) - low) / max(high - low, 1e-12), 0, 1) * (len(HEAT) - 1)
     stops = np.arange(len(HEAT))
     channels = [np.interp(share, stops, [color[channel] for color in HEAT]) for channel in range(3)]
-    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+    colors: NDArray = np.rint(np.stack(channels, -1)).astype(np.uint8)
+    return colors
 
 
 def runs(mask: NDArray) -> Iterator[tuple[int, int, int]]:
