@@ -359,7 +359,9 @@ def test_an_engine_takes_methods_on_scores_alone(monkeypatch):
         toys.register(monkeypatch, lambda views, ratio: None, **wants)
         with pytest.raises(InputError, match="works on scores alone in an engine, got 'toy'"):
             Options.of(SimpleNamespace(**{METHOD: "toy"}))
-    toys.register(monkeypatch, lambda views, ratio: None, nested=False)
+    toys.register(
+        monkeypatch, lambda views, ratio, *, counts=None: Ranking(views.thumbnail_scores, views.scores), nested=False
+    )
     assert Options.of(SimpleNamespace(**{METHOD: "toy"})).method == "toy"
 
 
