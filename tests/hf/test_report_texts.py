@@ -3,7 +3,7 @@
 import pytest
 
 from calls import IMAGE_ROWS, generate
-from globalcom2 import compress
+from globalcom2 import Report, compress
 from tiny import picture
 
 
@@ -18,6 +18,16 @@ def test_an_entry_prints_as_one_line(tiny, batch):
     before, after = entry["tokens_before"], entry["tokens_after"]
     assert lines[1] == f"ImageReport(image, row 0, 3 x 1 crops, {before} -> {after} tokens)"
     assert after < before
+
+
+def test_a_report_counts_its_images(tiny, batch):
+    with compress(tiny.model, 0.2) as compression:
+        generate(tiny.model, tiny.inputs(["<image>"], [picture(84, 84)]))
+        one = compression.report
+        generate(tiny.model, batch)
+    assert repr(one).startswith("Report('globalcom2', retention_ratio=0.2, 1 image, ")
+    assert f"retention_ratio=0.2, {len(IMAGE_ROWS)} images, " in repr(compression.report)
+    assert repr(Report(0.2, "uniform")) == "Report('uniform', retention_ratio=0.2, 0 images, 0 -> 0 visual tokens)"
 
 
 @pytest.mark.parametrize("why", ["no images", "passed through"])

@@ -30,8 +30,8 @@ MOST_LINES = 20
 """Entries that `print(report)` lists."""
 MOST_DRAWN = 8
 """Entries that a notebook draws."""
-FRAME = 640
-"""Height of a notebook's drawing, in px."""
+FRAME = 900
+"""Height of a notebook's drawing, in px: all of 3 x 3 crops beside their thumbnail."""
 COLUMNS = (
     "modality", "row", "grid", "token_grid", "thumbnail_grid", "tokens_before", "tokens_after", "retained",
     "thumbnail_ratio", "crop_ratios",
@@ -166,7 +166,8 @@ class Report(Sequence[ImageReport]):
 
     def __repr__(self) -> str:
         videos = sum(entry.modality == "video" for entry in self)
-        entries = f"{len(self) - videos} images" + (f", {videos} videos" if videos else "")
+        counted = {"image": len(self) - videos, "video": videos}
+        entries = ", ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in counted.items() if n or kind == "image")
         counts = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
         return f"Report({self.method!r}, retention_ratio={self.retention_ratio:g}, {entries}, {counts})"
 
