@@ -175,3 +175,44 @@ def test_command(capsys, folder, tmp_path, monkeypatch, checkpoint):
     assert "must hold rows of this run alone" in err
     out_file.unlink()
     assert call(capsys, *words)[0] == 0
+
+
+ODD = "one\u2028two\x0bthree\x85four?"
+"""Characters at which `str.splitlines` parts a text, and JSON and CSV do not."""
+
+
+def test_a_text_with_other_ends_of_lines(tmp_path):
+    path = tmp_path / "asked.jsonl"
+    path.write_text(
+        json.dumps({"image": "a.png", "question": "one\u2028two\x85?"}, ensure_ascii=False), encoding="utf-8"
+    )
+    assert [item.question for item in read_items(path, None)] == ["one\u2028two\x85?"]
+    batch = Batch([Item("a.png", None, ODD), Item("b.png", None, ODD)], [Setting("uniform", 0.5)], "m")
+    table = Table(tmp_path / "o.csv", batch.all_keys)
+    for key in batch.all_keys:
+        table.add(key, {"answer": ODD})
+    before = (tmp_path / "o.csv").read_bytes()
+    assert Table(tmp_path / "o.csv", batch.all_keys).done == dict.fromkeys(batch.all_keys, True)
+    assert (tmp_path / "o.csv").read_bytes() == before
+
+
+def test_a_table_that_a_spreadsheet_saved(tmp_path):
+    batch = Batch([Item("a.png", None, "what?")], [Setting("uniform", 0.5)], "m")
+    path = tmp_path / "o.csv"
+    Table(path, batch.all_keys).add(batch.all_keys[0], {"answer": "1"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert Table(path, batch.all_keys).done == {batch.all_keys[0]: True}
+
+
+def test_texts_that_are_no_unicode(tmp_path):
+    """A name of a file in other bytes keeps them in the table; half a character in JSON is refused before work starts."""
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    batch = Batch([Item(name, None, "what?")], [Setting("uniform", 0.5)], "m")
+    path = tmp_path / "o.csv"
+    Table(path, batch.all_keys).add(batch.all_keys[0], {"answer": "1"})
+    assert b"caf\xe9.png" in path.read_bytes()
+    assert Table(path, batch.all_keys).done == {batch.all_keys[0]: True}
+    for line in (r'{"image": "a\ud800.png", "question": "q"}', r'{"image": "a.png", "question": "\udc00"}'):
+        (tmp_path / "asked.jsonl").write_text(line)
+        with pytest.raises(InputError, match=r"line 1 .* must be text without lone surrogates"):
+            read_items(tmp_path / "asked.jsonl", None)

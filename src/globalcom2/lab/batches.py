@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ COLUMNS = (
 KEY = COLUMNS[:6]
 """What was asked, of what, and how: a row with the same values is not asked again."""
 Key = tuple[str, ...]
+NAMES = "surrogateescape"
+"""Names of files that are no UTF-8 keep their bytes in the table, as Python has them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def read_items(source: Path, question: str | None) -> list[Item]:
             raise InputError(f"--question must be given for a folder, got none for {str(source)!r}.")
         found = [Item(path.name, path, question) for path in sorted(source.iterdir()) if _is_picture(path)]
     elif source.is_file() and source.suffix.lower() == ".jsonl":
-        lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        # Not splitlines(), which parts texts at other characters, too, such as U+2028.
+        lines = source.read_text(encoding="utf-8-sig", errors="replace").split("\n")
         found = [_item(source, number, line, question) for number, line in enumerate(lines, 1) if line.strip()]
     else:
         raise InputError(
@@ -85,7 +89,14 @@ def _item(source: Path, number: int, line: str, question: str | None) -> Item:
             f'line {number} of {str(source)!r} must be {{"image": "a path", "question": "a text"}}, got {line:.80}. '
             "--question is asked in lines without one."
         )
+    if not _writable(image) or not _writable(asked):
+        raise InputError(f"line {number} of {str(source)!r} must be text without lone surrogates, got {line:.80}.")
     return Item(image, source.parent / image, asked)
+
+
+def _writable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can hold half of a character, as "\\ud800"."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 class Table:
@@ -129,15 +140,15 @@ class Table:
         self.done[key] = not values.get("error")
 
     def _add(self, rows: Iterable[Sequence[Any]]) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with self.path.open("a", newline="", encoding="utf-8", errors=NAMES) as file:
             csv.writer(file).writerows(rows)
 
 
 def _rows(path: Path) -> tuple[list[list[str]], bool]:
     """The file's complete rows, and whether it has no other ones."""
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors=NAMES) as file:  # a spreadsheet may have added the mark
         text = file.read()
-    rows = list(csv.reader(text.splitlines(keepends=True)))
+    rows = list(csv.reader(io.StringIO(text, newline="")))
     whole = text.endswith("\n") and all(len(row) == len(COLUMNS) for row in rows)
     if not whole and rows:
         rows = [row for row in rows[:-1] if len(row) == len(COLUMNS)] if len(rows) > 1 else rows
@@ -147,7 +158,7 @@ def _rows(path: Path) -> tuple[list[list[str]], bool]:
 def _rewrite(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Replace the file in one step, so that a second stop loses nothing either."""
     beside = path.with_suffix(path.suffix + ".new")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    with beside.open("w", newline="", encoding="utf-8", errors=NAMES) as file:
         csv.writer(file).writerows(rows)
     beside.replace(path)
 
