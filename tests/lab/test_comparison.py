@@ -75,6 +75,15 @@ def test_a_processor_without_a_place_for_the_image(tiny, monkeypatch):
         compare(tiny.model, tiny.processor, picture(84, 84), "what?", [])
 
 
+def test_a_processor_that_counts_the_images_itself(tiny, monkeypatch):
+    def counts(self, text, images, return_tensors):
+        raise ValueError("Found total 0 <image> tokens\nand 1 images.")
+
+    monkeypatch.setattr(type(tiny.processor), "__call__", counts)
+    with pytest.raises(InputError, match=r"got one with no template, .* Found total 0 <image> tokens and 1 images"):
+        compare(tiny.model, tiny.processor, picture(84, 84), "what?", [])
+
+
 def test_one_setting_with_its_drawing(tiny, tmp_path):
     image = picture(168, 168)
     asked = Asked("what?", 0.25, "uniform:layer=-1", tmp_path / "kept.png", 3)

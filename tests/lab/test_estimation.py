@@ -5,11 +5,12 @@ import warnings
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CONFIG_MAPPING
 
 from command import call
 from counting import skip_before_5_24
 from families import FAMILIES
-from globalcom2 import InputError, compress, estimate
+from globalcom2 import InputError, UnsupportedModelError, compress, estimate
 from globalcom2.lab.costs import projector_flops
 from globalcom2.lab.estimates import (
     estimate_costs,
@@ -140,6 +141,23 @@ def test_estimate_takes_names_configurations_and_models(tiny):
     assert estimate("mini", ratios=[0.5], text_tokens=7)[0]["prompt_tokens"] == 332 + 7
     with pytest.raises(InputError, match="Did you mean 'mini'"):
         estimate("minni")
+
+
+@pytest.mark.parametrize("image", [(100_000, 100_000), (1, 1)])
+def test_a_picture_that_no_model_is_given(tiny, image):
+    """Refused before one of that size is made for a processor."""
+    with pytest.raises(InputError, match="image must"):
+        estimate(tiny.model.config, image)
+    with pytest.raises(InputError, match="image must"):
+        parse_size(f"{image[0]}x{image[1]}")
+
+
+def test_a_configuration_that_makes_no_model():
+    """transformers' own defaults of these two make none."""
+    with pytest.raises(InputError, match="one of which transformers can make a aya_vision model"):
+        weight_bytes(CONFIG_MAPPING["aya_vision"]())
+    with pytest.raises(UnsupportedModelError, match=r"downsample_rate must be a fraction .* got None"):
+        estimate(CONFIG_MAPPING["granite4_vision"]())
 
 
 def test_sizes():

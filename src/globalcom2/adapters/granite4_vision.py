@@ -17,6 +17,7 @@ from globalcom2.adapters.anyres import AnyresAdapter, AnyresLayout, layout_of, p
 from globalcom2.adapters.base import gather, repeat_rows
 from globalcom2.adapters.layers import deepest_layer
 from globalcom2.core.layout import Layout
+from globalcom2.errors import UnsupportedModelError
 
 
 class Granite4VisionAdapter(AnyresAdapter):
@@ -33,6 +34,11 @@ class Granite4VisionAdapter(AnyresAdapter):
     strategy = "full"
 
     def layouts_of_sizes(self, config: Any, call: dict[str, Any], sizes: list[tuple[int, int]]) -> list[AnyresLayout]:  # noqa: D102
+        if not config.downsample_rate:
+            raise UnsupportedModelError(
+                f"downsample_rate must be a fraction such as '4/8' for {config.model_type}, got {config.downsample_rate!r}. "
+                "Set it in the configuration."
+            )
         packing = packing_of(self.model, config, config.downsample_rate, vision_feature_select_strategy=self.strategy)
         return [layout_of(packing, *size) for size in sizes]
 

@@ -34,10 +34,15 @@ def question_inputs(config: Any, processor: Any, image: Image.Image, question: s
     Raises:
         InputError: The processor gives the image no place in the prompt.
     """
-    made = dict(processor(text=chat_prompt(processor, question), images=image, return_tensors="pt"))
-    if not bool((made["input_ids"] == config.image_token_id).any()):
-        raise InputError(
-            "the processor must have a chat template that gives an image its place in the prompt, got one whose prompt has "
-            "no visual tokens. Call compress on the model with a prompt of your own."
-        )
-    return made
+    prompt, reason = chat_prompt(processor, question), "no visual tokens"
+    try:
+        made = dict(processor(text=prompt, images=image, return_tensors="pt"))
+        if bool((made["input_ids"] == config.image_token_id).any()):
+            return made
+    except ValueError as error:  # many processors compare the prompt's tags with the images
+        reason = " ".join(str(error).split())
+    template = "a" if getattr(processor, "chat_template", None) else "no"
+    raise InputError(
+        "the processor must have a chat template that gives an image its place in the prompt, got one with "
+        f"{template} template, and for the prompt {prompt!r}: {reason:.300} Call compress on the model with a prompt of your own."
+    )

@@ -127,6 +127,7 @@ def estimate_costs(
     if convention not in CONVENTIONS:
         raise unknown_name("convention", convention, CONVENTIONS)
     ratios = [check_ratio(ratio) for ratio in ratios]
+    check_size(*image)
     cost = _Cost.of(config, image, processor)
 
     def row(ratio: float) -> dict[str, Any]:
@@ -163,8 +164,7 @@ def _cut(config: Any, image: tuple[int, int], processor: Any) -> tuple[Layout, i
             "none. Give a folder with the processor's files, or a name on the hub."
         )
     call = _call(config, image, processor)
-    with torch.device("meta"):
-        base = AutoModelForImageTextToText.from_config(config).base_model
+    base = _empty_model(config).base_model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a plain picture has no grid; costs are the same in any
         (layout,) = adapter.layouts(base, call)
@@ -263,6 +263,16 @@ def paper_megabytes(size: int) -> float:
 
 def weight_bytes(config: Any, bytes_per_value: int = 2) -> int:
     """Bytes of a model's weights, counted on the meta device."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    return bytes_per_value * int(sum(parameter.numel() for parameter in model.parameters()))
+    return bytes_per_value * int(sum(parameter.numel() for parameter in _empty_model(config).parameters()))
+
+
+def _empty_model(config: Any) -> Any:
+    """The model on the meta device. Raises `InputError` for a configuration that transformers makes none of."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the configuration must be one of which transformers can make a {config.model_type} model, got one where it says: "
+            f"{error} Correct config.json."
+        ) from error

@@ -147,7 +147,12 @@ def _eight_bits(values: NDArray, mode: str, name: str) -> NDArray:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise `DataError` for an image of `width` x `height` px of which a model would see nothing."""
+    """Raise `DataError` for an image of `width` x `height` px that cannot be opened, or of which a model would see nothing."""
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise DataError(
+            f"image must have at most {Image.MAX_IMAGE_PIXELS:,} pixels, got {width} x {height}. Shrink it first; the model "
+            "scales it to its own crops anyway."
+        )
     short, long = sorted((width, height))
     if short < SHORTEST_SIDE or long > LONGEST_ASPECT * short:
         raise DataError(
