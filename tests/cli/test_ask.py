@@ -151,3 +151,10 @@ def test_completion_is_light():
     ).stdout
     assert {"globalcom2", "uniform", "random"} <= set(out.split())
     assert "HEAVY False" in out
+
+
+def test_standard_input_that_the_shell_closed(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    code, _, err = call(capsys, "ask", "-", "what?")
+    assert code == 1
+    assert "image must be on standard input for '-', got nothing there" in err

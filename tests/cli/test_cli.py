@@ -59,6 +59,7 @@ def test_ask_with_defaults_is_the_demo(capsys, tmp_path):
         (["ask", "--picture", "{tmp}/kept.txt"], 2, ".png, .pdf, .svg or .jpg"),
         (["ask", "{tmp}", "what?"], 2, "is a folder or does not exist"),
         (["ask", "{tmp}/small.png", ""], 2, "question must be text"),
+        (["ask", "", "what?"], 2, "IMAGE must be a file, got an empty word"),
         (["ask", "{tmp}/small.png", "see <image>"], 2, "question must be text without '<image>'"),
         (["ask", "--attn", "sdpaa"], 2, "Did you mean 'sdpa'"),
         (["ask", "--device", "meta"], 2, "got 'meta'"),

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from command import call
 from globalcom2 import InputError
 from globalcom2.cli import analyze, ask, batch, bench, estimate, eval, options, serve
 from globalcom2.cli.app import app
+from globalcom2.core.methods import parse_method
 from globalcom2.hf.loading import load_config, load_model
 
 COMMANDS = ("ask", "batch", "eval", "analyze", "bench", "estimate", "models", "methods", "serve", "web")
@@ -40,6 +42,7 @@ def test_help(capsys, command, flag):
     [
         ("10%", "got the percentage '10%'. Did you mean 0.1?"),
         ("7.5 %", "Did you mean 0.075?"),
+        (".5%", "Did you mean 0.005?"),
         ("25", "Did you mean 0.25?"),
         ("a tenth", "must be a number in (0, 1], got 'a tenth'"),
         ("0", "must be in (0, 1], got 0"),
@@ -230,3 +233,71 @@ def test_the_table_of_an_estimate_fits_80_columns(capsys, monkeypatch, words):
     out = call(capsys, "estimate", *words)[1]
     assert max(map(len, out.splitlines())) <= 80, out
     assert "…" not in out
+
+
+def test_a_folder_is_no_file_to_write_into(capsys, tmp_path):
+    """Found before anything runs, also where its name ends as a file's does."""
+    for command, flag, ending in (
+        ("ask", "--picture", "png"),
+        ("ask", "--html", "html"),
+        ("eval", "--out", "json"),
+        ("eval", "--plot", "png"),
+        ("batch", "--csv", "csv"),
+    ):
+        folder = tmp_path / f"folder.{ending}"
+        folder.mkdir(exist_ok=True)
+        words = ["pictures", "--question", "q"] if command == "batch" else []
+        code, out, err = call(capsys, command, *words, flag, str(folder))
+        assert (code, out) == (2, "")
+        assert f"{flag} must be a file, got the folder" in err
+
+
+@pytest.mark.parametrize("command", ["models", "methods"])
+def test_json_and_markdown_are_not_mixed(capsys, command):
+    code, out, _ = call(capsys, command, "--json", "--markdown")
+    assert code == 2
+    assert json.loads(out)["error"]["message"].startswith("--markdown must be left out with --json")
+
+
+@pytest.mark.parametrize("command", ["eval", "analyze"])
+def test_a_plot_that_fails_leaves_one_object(capsys, monkeypatch, tmp_path, command):
+    from globalcom2.lab import plots
+
+    def fails(rows, path):
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(plots, f"draw_{'eval' if command == 'eval' else 'analysis'}", fails)
+    few = ["--pictures", "2", *(["--retention", "0.1", "--method", "uniform"] if command == "eval" else [])]
+    kept = tmp_path / "kept.json"
+    code, out, _ = call(capsys, command, *few, "--plot", str(tmp_path / "p.png"), "--out", str(kept), "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["message"] == "disk is full"
+    assert json.loads(kept.read_text())["runs"]  # what was measured is not lost
+
+
+def test_presets_of_studies():
+    assert options.read_lists(None, None, "paper", None, ((0.5,), ("uniform",))) == ([0.5], ["globalcom2:preset=paper"])
+    ratios, methods = options.read_lists(["0.3"], ["globalcom2,globalcom2:alpha=0.4"], "paper", None, ((), ()))
+    assert (ratios, methods) == ([0.3], ["globalcom2:preset=paper", "globalcom2:preset=paper,alpha=0.4"])
+    assert parse_method(methods[1])[1] == {"layer": -1, "allocation": "softmax", "alpha": 0.4}
+    for given, message in (
+        ((["uniform"], "paper", None), "preset must be left out with method 'uniform'"),
+        ((None, "papers", None), "Did you mean 'paper'"),
+        ((None, "paper", Path("settings")), "--preset must be left out with --config"),
+    ):
+        with pytest.raises(InputError, match=message):
+            options.read_lists(None, *given, ((), ()))
+
+
+@pytest.mark.parametrize("words", [["estimate", "--model", "mini"], ["estimate", "--convention", "paper"]])
+def test_a_narrow_terminal_costs_no_digit(capsys, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = call(capsys, *words)[1]
+    monkeypatch.setenv("COLUMNS", "50")
+    assert call(capsys, *words)[1] == wide
+
+
+def test_attention_implementations_that_are_named_are_those_to_choose_from():
+    with pytest.raises(InputError, match="attn must be one of eager") as raised:
+        load_model("mini", attn="nope")
+    assert "|" not in str(raised.value)

@@ -220,3 +220,17 @@ def test_an_engine_follows_a_methods_options():
 def test_what_an_engine_cannot_follow(text):
     with pytest.raises(InputError, match=f"globalcom2_method '{text}' cannot be served: .* must be left out"):
         options(globalcom2_method=text)
+
+
+def test_a_dry_run_as_json(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "mini", "--retention", "0.3", "--dry-run", "--json", "--port", "9"])
+    assert stop.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["command"][-2:] == ["--port", "9"]
+    assert "--json" not in found["command"]
+    assert CompressionConfig.from_dict(found["settings"]) == CompressionConfig(retention_ratio=0.3)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "mini", "--json"])
+    assert stop.value.code == 2
+    assert json.loads(capsys.readouterr().out)["error"]["message"].startswith("--json must be given with --dry-run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from globalcom2.cli.options import (
     check_drawing,
     check_result,
 )
-from globalcom2.cli.output import finish, measured_with, notes, print_runs, progress_bar
+from globalcom2.cli.output import keep_result, measured_with, notes, print_runs, progress_bar
 
 
 def analyze(
@@ -58,10 +59,12 @@ def analyze(
             network, processor, examples, batch_size=batch_size, progress=lambda done: bar.advance(task, done)
         )
     result = {"model": model, "dataset": path.name, "pictures": len(examples), **measured_with(network), "runs": rows}
-    finish(result, out, as_json)
+    keep_result(result, out)
     if plot is not None:
         from globalcom2.lab.plots import draw_analysis  # noqa: PLC0415
 
         draw_analysis(rows, plot)
-    if not as_json:
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
         print_runs(result, ["condition"], lambda row: [row["condition"]])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -20,13 +19,14 @@ from globalcom2.cli.options import (
     Json,
     Methods,
     Plot,
+    Preset,
     Retentions,
     TextTokens,
     check_drawing,
     read_counts,
     read_lists,
 )
-from globalcom2.cli.output import measured_with, notes
+from globalcom2.cli.output import figures_console, measured_with, notes
 from globalcom2.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def bench(
     model: Benched = "mini",
     retention: Retentions = None,
     method: Methods = None,
+    preset: Preset = None,
     config: Config = None,
     batch_size: BatchSizes = None,
     image: Annotated[
@@ -67,7 +68,7 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure time to first token by phase, decoding and memory, with and without compression."""
-    ratios, methods = read_lists(retention, method, config, (RATIOS, ["globalcom2"]))
+    ratios, methods = read_lists(retention, method, preset, config, (RATIOS, ["globalcom2"]))
     sizes = read_counts("--batch-size", batch_size, [1])
     if compare not in (None, "eager"):
         raise InputError(f"--compare must be 'eager', got {compare!r}.")
@@ -121,7 +122,7 @@ def _described(network: Any, plan: Plan) -> dict[str, Any]:
 
 def print_bench(result: dict[str, Any]) -> None:
     """Print what `globalcom2 bench` measured as a table of at most 80 columns."""
-    rows, console = result["rows"], Console()
+    rows, console = result["rows"], figures_console()
     console.print(_table(result))
     spread = max(row["ttft_spread"] for row in rows)
     console.print(

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from rich import box, filesize
-from rich.console import Console
 from rich.table import Table
 
 from globalcom2.cli.options import Debug, Json, Retentions, TextTokens, read_ratios
-from globalcom2.cli.output import flops_unit, notes
+from globalcom2.cli.output import figures_console, flops_unit, notes
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
@@ -82,7 +81,7 @@ def _print_estimate(result: dict[str, Any]) -> None:
         else:
             cells += [f"{row['speedup']:.2f}x", f"{row['decode_flops'] / token_size:.2f}"]
         table.add_row(*cells)
-    console = Console()
+    console = figures_console()
     console.print(table)
     if paper:
         console.print(

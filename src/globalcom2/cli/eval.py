@@ -24,13 +24,14 @@ from globalcom2.cli.options import (
     Model,
     Pictures,
     Plot,
+    Preset,
     Retentions,
     check_drawing,
     check_result,
     read_lists,
     read_result,
 )
-from globalcom2.cli.output import finish, measured_with, notes, print_runs, progress_bar
+from globalcom2.cli.output import keep_result, measured_with, notes, print_runs, progress_bar
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
 METHODS = ("globalcom2", "globalcom2:layer=-1", "globalcom2:preset=paper", "uniform", "random")
@@ -43,6 +44,7 @@ QUICK_PICTURES = 60
 def evaluate(
     retention: Retentions = None,
     method: Methods = None,
+    preset: Preset = None,
     config: Config = None,
     model: Model = "mini",
     dataset: Dataset = None,
@@ -69,7 +71,7 @@ def evaluate(
     How long it will take is said first. A result that --out holds already is shown again if it is of the same run.
     """
     default = (QUICK_RATIOS, QUICK_METHODS) if quick else (RATIOS, METHODS)
-    ratios, methods = read_lists(retention, method, config, default)
+    ratios, methods = read_lists(retention, method, preset, config, default)
     first = QUICK_PICTURES if quick and pictures is None else pictures
     asked = _asked(model, dataset, first, (ratios, methods), (dtype, device, attn))
     result = None if force else read_result(out, asked)
@@ -77,14 +79,14 @@ def evaluate(
     check_drawing("--plot", plot)
     if result is None:
         result = _measured(asked, ratios, methods, batch_size, out)
-        finish(result, out, as_json, unfinished(out))
-    elif as_json:
-        typer.echo(json.dumps(result))
+        keep_result(result, out, unfinished(out))
     if plot is not None:
         from globalcom2.lab.plots import draw_eval  # noqa: PLC0415
 
         draw_eval(result["runs"], plot)
-    if not as_json:
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
         from globalcom2.lab.labels import label  # noqa: PLC0415
 
         print_runs(result, ["method", "ratio"], lambda row: [label(row), f"{row['retention_ratio']:g}"])

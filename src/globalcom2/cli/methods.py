@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from globalcom2.cli.options import Json
+from globalcom2.cli.options import Json, check_one_format
 from globalcom2.cli.output import print_list
 from globalcom2.core.methods import get_method, list_methods
 
@@ -18,6 +18,7 @@ def methods(
     ] = False,
 ) -> None:
     """List the selectors."""
+    check_one_format(as_json, markdown)
     if markdown:
         from globalcom2.cli.methods_page import methods_page  # noqa: PLC0415
 

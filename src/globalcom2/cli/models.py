@@ -14,7 +14,7 @@ from rich.table import Table
 from globalcom2.adapters.families import get_family, list_models
 from globalcom2.adapters.family import Family
 from globalcom2.adapters.tables import markdown_tables
-from globalcom2.cli.options import Json
+from globalcom2.cli.options import Json, check_one_format
 from globalcom2.cli.output import print_list
 
 
@@ -26,6 +26,7 @@ def models(
     ] = False,
 ) -> None:
     """List the supported model families."""
+    check_one_format(as_json, markdown)
     if markdown:
         typer.echo(markdown_tables())
         return

@@ -13,7 +13,7 @@ import typer
 from globalcom2.cli.output import notes
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.methods import list_methods, parse_method
-from globalcom2.core.presets import PRESETS
+from globalcom2.core.presets import PRESETS, preset_settings
 from globalcom2.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def read_ratios(texts: Sequence[str] | None, default: Sequence[float]) -> list[f
 
 
 def _ratio(text: str) -> float:
-    percent = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", text)
+    percent = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*%", text)
     if percent:
         meant = float(percent[1]) / 100
         cure = f" Did you mean {meant:g}?" if 0 < meant <= 1 else ""
@@ -161,13 +161,9 @@ def read_settings(
     """
     from globalcom2.lab.settings import settings_from, settings_of  # noqa: PLC0415
 
+    _check_one_source(preset, config)
     if config is None:
         return settings_of(read_methods(methods, ["globalcom2"]), read_ratios(ratios, [0.1]), preset)
-    if preset is not None:
-        raise InputError(
-            f"--preset must be left out with --config, got {preset!r} and {str(config)!r}: both say how to compress. Write "
-            "the preset into the configuration."
-        )
     from globalcom2.hf.config import CompressionConfig  # noqa: PLC0415
 
     saved = CompressionConfig.from_pretrained(config)
@@ -176,19 +172,48 @@ def read_settings(
     )
 
 
+def _check_one_source(preset: str | None, config: Path | None) -> None:
+    """Raise `InputError` where both a preset and a configuration say how to compress."""
+    if preset is not None and config is not None:
+        raise InputError(
+            f"--preset must be left out with --config, got {preset!r} and {str(config)!r}: both say how to compress. Write "
+            "the preset into the configuration."
+        )
+
+
 def read_lists(
     ratios: Sequence[str] | None,
     methods: Sequence[str] | None,
+    preset: str | None,
     config: Path | None,
     default: tuple[Sequence[float], Sequence[str]],
 ) -> tuple[list[float], list[str]]:
-    """The ratios and methods that a study is to cover: what the flags say, else the configuration, else `default`."""
+    """The ratios and methods that a study is to cover: what the flags say, else the configuration, else `default`.
+
+    A preset is written into every method, and stands for one method where none is given.
+    """
+    _check_one_source(preset, config)
     if config is not None:
         from globalcom2.hf.config import CompressionConfig  # noqa: PLC0415
 
         saved = CompressionConfig.from_pretrained(config)
         default = [saved.retention_ratio], [saved.method_text]
-    return read_ratios(ratios, default[0]), read_methods(methods, default[1])
+    if preset is None:
+        return read_ratios(ratios, default[0]), read_methods(methods, default[1])
+    return read_ratios(ratios, default[0]), [_with_preset(m, preset) for m in read_methods(methods, ["globalcom2"])]
+
+
+def _with_preset(method: str, preset: str) -> str:
+    """A method's text with a preset, over which the method's own options win."""
+    name, _, options = method.partition(":")
+    preset_settings(preset, name)  # refuses an unknown preset, and one with another method
+    return f"{name}:preset={preset}{options and ','}{options}"
+
+
+def check_one_format(as_json: bool, markdown: bool) -> None:
+    """Raise `InputError` where both `--json` and `--markdown` are given."""
+    if as_json and markdown:
+        raise InputError("--markdown must be left out with --json, got both. Give one of them.")
 
 
 def check_drawing(flag: str, path: Path | None) -> None:
@@ -231,6 +256,10 @@ def read_result(path: Path | None, asked: dict[str, Any]) -> dict[str, Any] | No
 
 
 def _check_file(flag: str, path: Path | None, endings: tuple[str, ...]) -> None:
-    if path is not None and (path.suffix.lower() not in endings or not path.resolve().parent.is_dir()):
+    if path is None:
+        return
+    if path.suffix.lower() not in endings or not path.resolve().parent.is_dir():
         listed = " or ".join([", ".join(endings[:-1]), endings[-1]] if endings[1:] else endings)
         raise InputError(f"{flag} must be a {listed} file in an existing folder, got {str(path)!r}.")
+    if path.is_dir():
+        raise InputError(f"{flag} must be a file, got the folder {str(path)!r}. Write the file's name, too.")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from globalcom2.lab.comparison import Comparison
 
 UNITS = (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6))
+NARROWEST = 80
 notes = Console(stderr=True)
 """Progress and remarks; stdout is for results."""
 
@@ -38,6 +39,12 @@ def progress_bar() -> Progress:
     """A progress bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=notes)
+
+
+def figures_console() -> Console:
+    """Where tables of figures go: 80 columns wide at least. A narrow terminal breaks the lines, and no digit is cut off."""
+    console = Console()
+    return console if console.width >= NARROWEST else Console(width=NARROWEST)
 
 
 def print_list(name: str, rows: list[dict[str, str]], as_json: bool) -> None:
@@ -60,15 +67,14 @@ def print_list(name: str, rows: list[dict[str, str]], as_json: bool) -> None:
         console.print(below)
 
 
-def finish(result: dict[str, Any], out: Path | None, as_json: bool, journal: Path | None = None) -> None:
-    """Write a result into `out` and print it, each if wanted; the journal is no longer needed then."""
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
-        if journal is not None:
-            journal.unlink(missing_ok=True)
-        notes.print(f"Result: {out}")
-    if as_json:
-        typer.echo(json.dumps(result))
+def keep_result(result: dict[str, Any], out: Path | None, journal: Path | None = None) -> None:
+    """Write a result into `out` if there is one; the journal is no longer needed then."""
+    if out is None:
+        return
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+    notes.print(f"Result: {out}")
 
 
 def print_runs(result: dict[str, Any], heads: Sequence[str], cells: Callable[[dict[str, Any]], list[str]]) -> None:
@@ -81,7 +87,7 @@ def print_runs(result: dict[str, Any], heads: Sequence[str], cells: Callable[[di
     """
     from globalcom2.lab.labels import percent  # noqa: PLC0415
 
-    rows, console = result["runs"], Console()
+    rows, console = result["runs"], figures_console()
     title = f"{result['model']} on {result['dataset']}: {result['pictures']} images, {rows[0]['questions']} questions"
     console.print(title, style="bold", highlight=False)
     kinds = list(rows[0]["kinds"])

@@ -37,6 +37,10 @@ def split_words(words: Sequence[str]) -> tuple[list[str], str | None]:
             f"QUESTION must be given with an image, got {question!r} alone. Put the images first and the question last, in "
             "quotes."
         )
+    if not question.strip():
+        raise InputError(f"question must be text, got {question!r}. Put it last, in quotes.")
+    if "" in images:
+        raise InputError("IMAGE must be a file, got an empty word. Is a variable of the shell empty?")
     if Path(question).is_file():
         raise InputError(
             f"QUESTION must be the last word, got the file {question!r} there. Put the question last, in quotes."
@@ -61,7 +65,7 @@ def read_picture(name: str, allow_url: bool, most_megabytes: float) -> Image.Ima
 
     most = int(most_megabytes * 1e6)
     if name == STDIN:
-        data = sys.stdin.buffer.read(most + 1)
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read(most + 1)  # None: closed by the shell, with <&-
         if len(data) > most:
             raise DataError(
                 f"image must be a file of at most {most_megabytes:g} MB, got more on standard input. Raise --max-mb."

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from typing import Annotated
 
 import typer
 
-from globalcom2.cli.options import Preset, Retention, read_ratio
+from globalcom2.cli.options import Json, Preset, Retention, read_ratio
 from globalcom2.cli.output import notes
+from globalcom2.errors import InputError
 
 
 def serve(
@@ -40,8 +42,11 @@ def serve(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop. Needs no vLLM.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Serve a model with vLLM and shorter image prompts. Further flags go to `vllm serve`."""
+    if as_json and not dry_run:
+        raise InputError("--json must be given with --dry-run, got it alone: a server prints its own log.")
     ratio = None if not retention else read_ratio(retention)
     with notes.status("Reading settings"):
         from globalcom2.integrations.vllm import serving  # noqa: PLC0415
@@ -53,7 +58,7 @@ def serve(
     kept = f"{settings.retention_ratio:.4g} of its visual tokens, chosen by {settings.method_text}"
     notes.print(f"Each image keeps {kept}.", highlight=False)
     if dry_run:
-        typer.echo(shlex.join(made))
+        typer.echo(json.dumps({"command": made, "settings": settings.to_dict()}) if as_json else shlex.join(made))
         return
     serving.check_installed()
     notes.print(shlex.join(made), highlight=False, soft_wrap=True)

@@ -98,7 +98,7 @@ def _arguments(dtype: str, target: torch.device, attn: str | None) -> dict[str, 
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if attn is not None and attn != "eager" and "/" not in attn and attn not in ALL_ATTENTION_FUNCTIONS:
-        raise unknown_name("attn", attn, ["eager", *ALL_ATTENTION_FUNCTIONS])
+        raise unknown_name("attn", attn, ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS if "|" not in name)])
     kwargs: dict[str, Any] = {"dtype": dtype}
     if dtype == "auto" and target.type == "cpu":
         kwargs["dtype"] = torch.float32
