@@ -133,5 +133,6 @@ def _too_large(address: str, most_bytes: int) -> DataError:
 
 def _too_slow(address: str) -> DataError:
     return DataError(
-        f"image must come within {PATIENCE:g} seconds, got a slower answer from {address!r}. Download it yourself."
+        f"image must come within {PATIENCE:g} seconds, without a pause of {SILENCE:g}, got a slower answer from {address!r}. "
+        "Download it yourself."
     )
