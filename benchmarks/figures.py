@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from globalcom2.lab.comparison import Setting, compare, title
+from globalcom2.lab.comparison import compare, title
 from globalcom2.lab.images import open_image
 from globalcom2.lab.labels import label
 from globalcom2.lab.picture import draw_picture
 from globalcom2.lab.plots import draw_analysis, draw_bench, draw_eval, draw_summary
+from globalcom2.lab.settings import Setting
 from globalcom2.mini import DEMO_PICTURE, DEMO_QUESTION, load_mini
 
 ROOT = Path(__file__).parent.parent

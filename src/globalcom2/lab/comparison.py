@@ -20,7 +20,7 @@ from globalcom2.lab.chat import question_inputs
 from globalcom2.lab.costs import call_prefill_flops
 from globalcom2.lab.labels import label
 from globalcom2.lab.picture import draw_picture
-from globalcom2.lab.settings import Setting as Setting  # others import it from here, too
+from globalcom2.lab.settings import Setting
 from globalcom2.lab.vision_costs import padded_length, vision_cost
 
 LONGEST_ANSWER = 32
