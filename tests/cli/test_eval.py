@@ -63,7 +63,7 @@ def test_a_saved_configuration(monkeypatch, capsys, tmp_path):
     (ratios, (method,)), others = asked
     assert ratios == [0.3]
     assert parse_method(method) == parse_method("globalcom2:preset=paper")
-    assert others == ([0.5], ["uniform"])
+    assert others == ([0.5], ["uniform:layer=-1"])
 
 
 def test_what_is_left_is_in_proportion(monkeypatch):

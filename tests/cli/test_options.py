@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from command import call
-from globalcom2 import InputError
+from globalcom2 import CompressionConfig, InputError
 from globalcom2.cli import analyze, ask, batch, bench, estimate, eval, options, serve
 from globalcom2.cli.app import app
 from globalcom2.core.methods import parse_method
@@ -301,3 +301,16 @@ def test_attention_implementations_that_are_named_are_those_to_choose_from():
     with pytest.raises(InputError, match="attn must be one of eager") as raised:
         load_model("mini", attn="nope")
     assert "|" not in str(raised.value)
+
+
+def test_a_configuration_means_the_same_in_answers_and_studies(tmp_path):
+    """Its settings of every method go to other methods, too; those of its own method do not."""
+    CompressionConfig.from_preset("paper", retention_ratio=0.3).save_pretrained(tmp_path)
+    for methods in (None, ["uniform,globalcom2:alpha=0.1"]):
+        ratios, texts = options.read_lists(None, methods, None, tmp_path, ((), ()))
+        settings = options.read_settings(None, methods, None, tmp_path)
+        assert [(s.retention_ratio, (s.method, s.options)) for s in settings] == [
+            (0.3, parse_method(text)) for text in texts
+        ]
+        assert ratios == [0.3]
+    assert texts[0] == "uniform:layer=-1"

@@ -12,7 +12,7 @@ import typer
 
 from globalcom2.cli.output import notes
 from globalcom2.core.budget import check_ratio
-from globalcom2.core.methods import list_methods, parse_method
+from globalcom2.core.methods import list_methods, method_text, parse_method
 from globalcom2.core.presets import PRESETS, preset_settings
 from globalcom2.errors import InputError
 
@@ -195,9 +195,11 @@ def read_lists(
     _check_one_source(preset, config)
     if config is not None:
         from globalcom2.hf.config import CompressionConfig  # noqa: PLC0415
+        from globalcom2.lab.settings import settings_from  # noqa: PLC0415
 
         saved = CompressionConfig.from_pretrained(config)
-        default = [saved.retention_ratio], [saved.method_text]
+        found = settings_from(saved, read_methods(methods, ()) if methods else None, None)
+        return read_ratios(ratios, [saved.retention_ratio]), [method_text(s.method, s.options) for s in found]
     if preset is None:
         return read_ratios(ratios, default[0]), read_methods(methods, default[1])
     return read_ratios(ratios, default[0]), [_with_preset(m, preset) for m in read_methods(methods, ["globalcom2"])]
