@@ -314,3 +314,6 @@ def test_a_configuration_means_the_same_in_answers_and_studies(tmp_path):
         ]
         assert ratios == [0.3]
     assert texts[0] == "uniform:layer=-1"
+    CompressionConfig(retention_ratio=1.0).save_pretrained(tmp_path)
+    asked = options.read_lists(["0.5"], ["uniform,globalcom2"], None, tmp_path, ((), ()))
+    assert asked == ([0.5], ["uniform", "globalcom2"])

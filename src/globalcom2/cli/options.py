@@ -198,7 +198,8 @@ def read_lists(
         from globalcom2.lab.settings import settings_from  # noqa: PLC0415
 
         saved = CompressionConfig.from_pretrained(config)
-        found = settings_from(saved, read_methods(methods, ()) if methods else None, None)
+        # Any ratio below 1 will do here: at 1 all methods are alike, and only one would be left.
+        found = settings_from(saved, read_methods(methods, ()) if methods else None, [0.5])
         return read_ratios(ratios, [saved.retention_ratio]), [method_text(s.method, s.options) for s in found]
     if preset is None:
         return read_ratios(ratios, default[0]), read_methods(methods, default[1])
