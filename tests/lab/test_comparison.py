@@ -6,7 +6,7 @@ import torch
 from families import FAMILIES
 from globalcom2 import CompressionConfig, InputError, compress
 from globalcom2.lab.chat import chat_prompt
-from globalcom2.lab.comparison import Asked, Call, compare, compare_answers
+from globalcom2.lab.comparison import Call, compare
 from globalcom2.lab.settings import Setting, settings_from, settings_of
 from tiny import picture
 
@@ -82,25 +82,6 @@ def test_a_processor_that_counts_the_images_itself(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny.processor), "__call__", counts)
     with pytest.raises(InputError, match=r"got one with no template, .* Found total 0 <image> tokens and 1 images"):
         compare(tiny.model, tiny.processor, picture(84, 84), "what?", [])
-
-
-def test_one_setting_with_its_drawing(tiny, tmp_path):
-    image = picture(168, 168)
-    asked = Asked("what?", 0.25, "uniform:layer=-1", tmp_path / "kept.png", 3)
-    result = compare_answers(tiny.model, tiny.processor, image, asked)
-    found = compare(
-        tiny.model, tiny.processor, image, "what?", [Setting("uniform", 0.25, {"layer": -1})], max_new_tokens=3
-    )
-    assert result["compressed"]["answer"] == found.runs[0].answer
-    assert (result["method"], result["options"], result["retention_ratio"]) == ("uniform", {"layer": -1}, 0.25)
-    assert result["picture"] == str(tmp_path / "kept.png")
-    assert (tmp_path / "kept.png").stat().st_size > 3000
-    whole = compare_answers(
-        tiny.model, tiny.processor, image, Asked("what?", 1.0, "uniform", tmp_path / "whole.png", 3)
-    )
-    assert whole["picture"] is None
-    assert not (tmp_path / "whole.png").exists()
-    assert whole["full"]["answer"] == whole["compressed"]["answer"]
 
 
 def test_settings():

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from globalcom2.hf.report import ImageReport
 from globalcom2.lab.chat import question_inputs
 from globalcom2.lab.costs import call_prefill_flops
 from globalcom2.lab.labels import label
-from globalcom2.lab.picture import draw_picture
 from globalcom2.lab.settings import Setting
 from globalcom2.lab.vision_costs import padded_length, vision_cost
 
@@ -257,43 +255,6 @@ def _known(count: Callable[[], int]) -> int | None:
         return count()
     except UnsupportedModelError:
         return None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `compare_answers` is asked to do."""
-
-    question: str
-    retention_ratio: float = 0.1
-    method: str = "globalcom2"
-    """A method, with options if you like, as `parse_method` reads it."""
-    drawing: Path | None = None
-    """Where to draw what was kept; None draws nothing."""
-    max_new_tokens: int = LONGEST_ANSWER
-
-
-def compare_answers(model: Any, processor: Any, image: Image.Image, asked: Asked) -> dict[str, Any]:
-    """Answer a question twice, with all visual tokens and with a part of them, and measure both.
-
-    Args:
-        model: A model of a supported family.
-        processor: Its processor.
-        image: The image that the question is about.
-        asked: Question, ratio, method, and where to draw what was kept.
-
-    Returns:
-        `described` of the one run, with the question, and where it was drawn.
-
-    Raises:
-        InputError: As `compare` does.
-    """
-    setting = Setting.of(asked.method, asked.retention_ratio)
-    found = compare(model, processor, image, asked.question, [setting], max_new_tokens=asked.max_new_tokens)
-    (run,) = found.runs
-    drawn = asked.drawing is not None and run.visual_tokens < found.full.visual_tokens
-    if drawn and run.entry is not None:
-        draw_picture(image, run.entry, asked.drawing, title=title(found, run))
-    return {"question": asked.question, **described(found, run), "picture": str(asked.drawing) if drawn else None}
 
 
 def described(found: Comparison, run: Run) -> dict[str, Any]:
