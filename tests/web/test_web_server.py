@@ -161,7 +161,7 @@ def test_wrong_questions_get_a_message(client, functions, mine, data, message):
 
 def test_our_own_faults_tell_nothing(client, functions, mine, answering, monkeypatch):
     def broken(*args, **kwargs):
-        raise RuntimeError("secret /root/path")
+        raise RuntimeError("secret /srv/path")
 
     monkeypatch.setattr(answering, "ask", broken)
     success, output = outcome(client, functions[0], asked(mine))
