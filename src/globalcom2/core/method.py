@@ -10,8 +10,9 @@ from typing import Any
 
 from globalcom2.errors import InputError
 
-READS = ("features", "keys", "cls")
-"""What a method may read of the tower besides scores."""
+READS = ("features", "crop_features", "keys", "cls")
+"""What a method may read of the tower besides scores. "crop_features" leaves out the thumbnail's, whose token grid may be
+another: what reads no more works in every family."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class Method:
     """Further layers of the tower whose scores the method reads as `views.layer_scores`, besides the one of `scores`;
     negative counts from the end. They have the same score type, which must be one that is read in attention."""
     reads: tuple[str, ...] = ()
-    """What of "features", "keys" and "cls" the method reads in `Views`. Each costs a copy of what the tower made."""
+    """What of `READS` the method reads in `Views`. Each costs a copy of what the tower made."""
+    code_newlines: str | None = None
+    """What the method's own published code does with newlines, a value of `newlines` in `select`; None: it says nothing.
+    `globalcom2 eval` shows such a method with this rule besides the default one."""
     merges: bool = False
     """Whether the method's `Ranking.merge` may be other than None."""
 
@@ -89,7 +93,7 @@ class Method:
 
     @property
     def wanted(self) -> frozenset[str]:
-        """What of "features", "keys" and "cls" the method is given."""
+        """What of `READS` the method is given."""
         return frozenset(self.reads) | ({"features"} if self.needs_features else frozenset())
 
     @property

@@ -237,7 +237,7 @@ def check_thumbnail_weight(weight: float, exact: bool) -> None:
 
 def _with_batch_axis(views: Views) -> Views:
     lifted = copy.copy(views)  # checked already
-    for name in ("scores", "features", "thumbnail_scores", "guidance", "layer_scores", "keys", "cls"):
+    for name in ("scores", "features", "thumbnail_scores", "guidance", "layer_scores", "keys", "cls", "crop_features"):
         tensor = getattr(views, name)
         object.__setattr__(lifted, name, None if tensor is None else tensor[None])
     return lifted

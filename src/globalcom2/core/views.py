@@ -43,6 +43,8 @@ class Views:
         keys: float (1 + crops, tokens, dim), thumbnail first: the attention keys of the layer that `scores` were read
             in, mean over heads.
         cls: float (1 + crops, dim), thumbnail first: what the tower's last layer says of [CLS].
+        crop_features: float (crops, tokens, dim): features of the crops alone, where the thumbnail has a token grid of its
+            own. Default: those in `features`.
 
     Raises:
         InputError: Shapes that do not fit together.
@@ -61,6 +63,7 @@ class Views:
     layer_scores: Tensor | None = None
     keys: Tensor | None = None
     cls: Tensor | None = None
+    crop_features: Tensor | None = None
 
     def __post_init__(self) -> None:
         scores = self.scores
@@ -122,6 +125,9 @@ class Views:
             else:
                 _check(name, tensor, (*batch, 1 + crops, tokens, _last(tensor)), "float", cure)
         _check("cls", self.cls, (*batch, 1 + crops, _last(self.cls)), "float", cure)
+        if self.crop_features is None and self.features is not None:
+            object.__setattr__(self, "crop_features", self.features[..., 1:, :, :])
+        _check("crop_features", self.crop_features, (*batch, crops, tokens, _last(self.crop_features)), "float")
 
     def _check_lines(self) -> None:
         if self.lines is not None and self.lines.numel():
@@ -143,6 +149,7 @@ class Views:
         layer_scores: Tensor | None = None,
         keys: Tensor | None = None,
         cls_features: Tensor | None = None,
+        crop_features: Tensor | None = None,
     ) -> Views:
         """Views of images of one layout.
 
@@ -157,6 +164,7 @@ class Views:
             layer_scores: See `Views`.
             keys: See `Views`.
             cls_features: `cls` of `Views`.
+            crop_features: See `Views`.
         """
         return cls(
             scores=crops,
@@ -172,6 +180,7 @@ class Views:
             layer_scores=layer_scores,
             keys=keys,
             cls=cls_features,
+            crop_features=crop_features,
         )
 
     @property

@@ -131,6 +131,7 @@ class Saliency:
             layer_scores=torch.zeros(len(self.layers), 5, 4) if self.layers else None,
             keys=zeros if "keys" in self.wanted else None,
             cls=zeros[:, 0] if "cls" in self.wanted else None,
+            crop_features=zeros[1:] if "crop_features" in self.wanted else None,
         )
 
     def encode(self, base: Any, visuals: Visuals) -> Encoded:
@@ -175,9 +176,12 @@ class Saliency:
         self._check_grids(visuals.layouts)
         parts = _parts(self._scores(base, encoded), visuals)
         given = {"guidance": visuals.adapter.guidance(base, encoded.output, visuals.layouts)}
-        if "features" in self.wanted:
+        if self.wanted & {"features", "crop_features"}:
             flat = torch.cat([view.flatten(0, -2) for view in _features(base, encoded)])
-            given["features"] = _by_view(flat, visuals)
+            if "features" in self.wanted:
+                given["features"] = _by_view(flat, visuals)
+            else:
+                given["crop_features"] = [crops for _, crops in _parts(flat, visuals)]
         if self.layers:
             rows = [visuals.adapter.all_scores(base, own, visuals.layouts) for own in encoded.layer_rows]
             given["layer_scores"] = [image.movedim(-1, 0) for image in _by_view(torch.stack(rows, -1), visuals)]
@@ -192,7 +196,7 @@ class Saliency:
             yield layout, members, Views.of(layout, thumbnails, crops, self.score, **more), thumbnails
 
     def _check_grids(self, layouts: list[Layout]) -> None:
-        reads = sorted(self.wanted - {"cls"}) + (["several layers"] if self.layers else [])
+        reads = sorted(self.wanted - {"cls", "crop_features"}) + (["several layers"] if self.layers else [])
         if reads and any(layout.thumbnail_grid != layout.token_grid for layout in layouts):
             name = "" if self.method is None else self.method.name
             raise InputError(
