@@ -283,7 +283,7 @@ def test_what_works_on_scores_alone(wants, alone, wanted):
 
 def test_wants_that_make_no_sense():
     with pytest.raises(
-        InputError, match=r"reads of method 'toy' must be a tuple of features, keys, cls, got \('key',\)"
+        InputError, match=r"reads of method 'toy' must be a tuple of features, crop_features, keys, cls, got \('key',\)"
     ):
         Method("toy", "a:b", "toy", "a test", reads=("key",))
     with pytest.raises(InputError, match="layers of method 'toy' must be a tuple of integers, got -1"):
