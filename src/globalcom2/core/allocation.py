@@ -73,22 +73,24 @@ def exact(ranking: Ranking, budget: Budget, valid: Tensor) -> tuple[Tensor | Non
 
 
 def exact_with_newlines(
-    ranking: Ranking, budget: Budget, valid: Tensor, lines: Tensor, line_count: int
+    ranking: Ranking, budget: Budget, valid: Tensor, lines: Tensor, line_count: int, opens: int = 1
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Masks that keep exactly `budget.crops` of tokens and newlines: a line that keeps a token also costs its newline.
-    The largest number of tokens whose lines can be paid is found among all candidates at
-       once; what is left over (rarely more than one) buys the next tokens of lines that are open anyway, and where there
-       are none, a token without its newline.
+    """Masks that keep exactly `budget.crops` of tokens and newlines: a line's `opens`-th token also costs its newline.
 
-       Args:
-           ranking: As a selector returns it, with a batch axis.
-           budget: From `keep_counts` with `newlines=line_count`.
-           valid: bool (crops, tokens).
-           lines: int (crops, tokens), -1 on padding.
-           line_count: Number of lines.
+    The largest number of tokens whose lines can be paid is found among all candidates at once. What is left over (rarely
+    more than one) buys the next tokens that open no line, and where there are none, tokens without their newline. What is
+    left over when all tokens are kept buys newlines, in the order of their lines.
 
-       Returns:
-           (thumbnail (batch, tokens) or None, crops (batch, crops, tokens), newlines (batch, line_count)).
+    Args:
+        ranking: As a selector returns it, with a batch axis.
+        budget: From `keep_counts` with `newlines=line_count`.
+        valid: bool (crops, tokens).
+        lines: int (crops, tokens), -1 on padding.
+        line_count: Number of lines.
+        opens: Which of a line's tokens makes its newline count and stay; at least 1.
+
+    Returns:
+        (thumbnail (batch, tokens) or None, crops (batch, crops, tokens), newlines (batch, line_count)).
     """
     batch, crops, tokens = ranking.crops.shape
     position = _rank_valid(ranking.crops, valid)
@@ -96,29 +98,53 @@ def exact_with_newlines(
         max=valid.sum()
     )
     counts = _share(totals, _ratios(ranking), valid)  # (batch, candidates, crops)
-
-    # A line opens for a candidate as soon as one crop's count reaches the crop's best token on that line.
-    best = position.new_full((batch, crops, line_count + 1), tokens)
-    best = best.scatter_reduce(-1, lines.add(1).expand_as(position), position, "amin")[..., 1:]
-    opened = (counts[..., None] > best[:, None]).any(2)  # (batch, candidates, lines)
-    cost = totals + opened.sum(-1)
+    held = _tokens_on_lines(position, counts, lines, line_count)
+    cost = totals + (held >= opens).sum(-1)
     candidates = torch.arange(len(totals), device=valid.device)
     chosen = torch.where(cost <= budget.crops, candidates, 0).amax(-1)
     row = torch.arange(batch, device=valid.device)
-    counts, newlines, left = counts[row, chosen], opened[row, chosen], budget.crops - cost[row, chosen]
+    counts, held, left = counts[row, chosen], held[row, chosen], budget.crops - cost[row, chosen]
 
     keep = position < counts[..., None]
-    distance = (position - counts[..., None]).flatten(1)
-    on_open_line = newlines.gather(-1, lines.clamp(min=0).flatten().expand(batch, -1))
     spare = (valid & ~keep).flatten(1)
-    # Next in line first, tokens of open lines before all others; never more than one per line and one on top.
-    urgency = (distance + torch.where(on_open_line, 0, tokens)).masked_fill(~spare, 4 * tokens)
-    place = torch.arange(crops * tokens, device=valid.device)
-    first = (urgency * len(place) + place).topk(min(line_count + 1, len(place)), largest=False).indices
-    wanted = torch.arange(first.shape[1], device=valid.device) < left[:, None]
-    added = torch.zeros_like(spare).scatter(-1, first, wanted)
-    keep |= (spare & added).unflatten(1, (crops, tokens))
+    wanted = _next_in_line(position, counts, spare, held, lines, opens)
+    first = wanted.topk(min(line_count + 1, crops * tokens), largest=False).indices
+    added = torch.arange(first.shape[1], device=valid.device) < left[:, None]
+    keep |= (spare & torch.zeros_like(spare).scatter(-1, first, added)).unflatten(1, (crops, tokens))
+    newlines = held >= opens
+    unbought = (left - spare.sum(-1)).clamp(min=0)[:, None]
+    newlines |= ((~newlines).cumsum(-1) <= unbought) & ~newlines
     return _thumbnail(ranking, budget), keep, newlines
+
+
+def _tokens_on_lines(position: Tensor, counts: Tensor, lines: Tensor, line_count: int) -> Tensor:
+    """How many tokens each line keeps if every crop keeps its best `counts`, int64 (batch, candidates, line_count)."""
+    every_line = torch.arange(line_count, device=lines.device)
+    held = torch.zeros(*counts.shape[:2], line_count, dtype=torch.int64, device=lines.device)
+    for crop, own in enumerate(lines):  # one at a time: a table of all crops would be large
+        ordered = own.expand_as(position[:, crop]).gather(-1, position[:, crop].argsort(-1))
+        best = F.pad((ordered[..., None] == every_line).cumsum(1), (0, 0, 1, 0))  # (batch, 1 + tokens, lines)
+        held += best.gather(1, counts[..., crop, None].expand(-1, -1, line_count))
+    return held
+
+
+def _next_in_line(position: Tensor, counts: Tensor, spare: Tensor, held: Tensor, lines: Tensor, opens: int) -> Tensor:
+    """In which order left-over budget buys spare tokens, int64 (batch, places), lowest first, all different.
+
+    Tokens of open lines come first, then the first spare one of every line that it does not open, then all others.
+    """
+    crops, tokens = lines.shape
+    line = lines.clamp(min=0).flatten().expand(len(spare), -1)
+    on_line = held.gather(-1, line)
+    urgency = (position - counts[..., None]).flatten(1)
+    urgency = urgency + torch.where(on_line >= opens, 0, tokens)
+    place = torch.arange(crops * tokens, device=lines.device)
+    order = (urgency * len(place) + place).masked_fill(~spare, 4 * tokens * len(place))
+    if opens > 1:
+        least = torch.full_like(held, torch.iinfo(torch.int64).max).scatter_reduce(-1, line, order, "amin")
+        closed = (on_line < opens) & ((on_line + 1 >= opens) | (order != least.gather(-1, line)))
+        order = order + torch.where(spare & closed, 2 * tokens * len(place), 0)
+    return order
 
 
 def joint(

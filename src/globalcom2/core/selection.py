@@ -16,12 +16,14 @@ from globalcom2.core.budget import Budget, check_ratio
 from globalcom2.core.checking import Unchecked, check_ranking
 from globalcom2.core.method import Method
 from globalcom2.core.methods import as_method, by_name, check_options, split_method
-from globalcom2.core.newlines import NEWLINES, image_budget, uncounted_newlines
+from globalcom2.core.newlines import check_newlines, image_budget, opens_at, uncounted_newlines
 from globalcom2.core.presets import OF_COMPRESS, preset_settings
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import DataError, InputError
 
+DEFAULT_NEWLINES = "counted"
+"""`newlines` of exact budgets where nothing is said."""
 Selector = Callable[..., Ranking]
 """function(views, retention_ratio, **options) -> Ranking."""
 
@@ -73,8 +75,9 @@ def select(
             image. False: the published code's rounding (int() per view, clip at 1, nothing redistributed); with
             default options the kept sets equal those of the paper's code.
         newlines: For packings with newline tokens (`views.lines`). "counted": the budget pays for them and a line
-            keeps its newline only if it keeps a token. "none": the same budget, all of it for tokens. "all": every line
-            keeps its newline and none is counted, as in the published code. Default: "counted" if `exact`, else "all".
+            keeps its newline only if it keeps a token. "from_2", "from_3" and so on: the same, but from its second, third
+            ... kept token on. "none": the same budget, all of it for tokens. "all": every line keeps its newline and none
+            is counted, as in the published code. Default: "counted" if `exact`, else "all".
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
             budget. Needs `exact`. Default: 1.
         check: Whether to look for values that are not finite, in the views and in what the method returns, which makes a
@@ -146,9 +149,7 @@ def _with_named(
 def _rule(retention_ratio: float, exact: bool | None, newlines: str | None, thumbnail_weight: float | None) -> _Rule:
     """Checked arguments of `select`, with its defaults for those that are None."""
     exact = check_exact(True if exact is None else exact)
-    newlines = newlines if newlines is not None else ("counted" if exact else "all")
-    if newlines not in NEWLINES:
-        raise InputError(f"newlines must be one of {', '.join(NEWLINES)}, got {newlines!r}.")
+    newlines = check_newlines(newlines if newlines is not None else (DEFAULT_NEWLINES if exact else "all"))
     weight = 1.0 if thumbnail_weight is None else thumbnail_weight
     check_thumbnail_weight(weight, exact)
     return _Rule(check_ratio(retention_ratio), exact, newlines, weight)
@@ -163,7 +164,7 @@ def _decide(method: Method, options: dict[str, Any], views: Views, rule: _Rule) 
     else:
         first = _checked(method, function(views, rule.ratio, counts=None, **options), views)
         rankings, masks = [first], _masks(method, first, views, rule)
-        paid = rule.exact and rule.newlines == "counted" and views.line_count > 0
+        paid = rule.exact and opens_at(rule.newlines) > 0 and views.line_count > 0
         for _ in range(2 if paid else 1):
             counts = _counts(first, masks, views, rule)
             answer = _checked(method, function(views, rule.ratio, counts=counts, **options), views)
@@ -195,7 +196,7 @@ def _counts(ranking: Ranking, masks: tuple[Tensor, Tensor, Tensor | None], views
 
 def _masks(method: Method, ranking: Ranking, views: Views, rule: _Rule) -> tuple[Tensor, Tensor, Tensor | None]:
     """Thumbnail (batch, tokens), crops (batch, crops, tokens) and newlines (batch, lines), as in `Keep`."""
-    valid, counted = views.valid_mask, rule.newlines == "counted" and views.line_count > 0
+    valid, opens = views.valid_mask, opens_at(rule.newlines) if views.line_count else 0
     lines = None if views.lines is None else views.lines.to(valid.device, non_blocking=True)
     budget = budget_of(views, rule.ratio, rule.newlines, rule.thumbnail_weight)
     newlines = None
@@ -205,12 +206,14 @@ def _masks(method: Method, ranking: Ranking, views: Views, rule: _Rule) -> tuple
                 f"exact must be True for method {method.name!r}, got False: it ranks the tokens of all crops in one order, "
                 "which has no published rounding. Leave exact out."
             )
-        own = lines if counted else None
-        thumbnail, crops, newlines = allocation.joint(ranking, budget, valid, own, views.line_count)
+        own = lines if opens else None
+        thumbnail, crops, newlines = allocation.joint(ranking, budget, valid, own, views.line_count, max(opens, 1))
     elif not rule.exact:
         thumbnail, crops = allocation.as_published(ranking, rule.ratio, valid)
-    elif counted and lines is not None:
-        thumbnail, crops, newlines = allocation.exact_with_newlines(ranking, budget, valid, lines, views.line_count)
+    elif opens and lines is not None:
+        thumbnail, crops, newlines = allocation.exact_with_newlines(
+            ranking, budget, valid, lines, views.line_count, opens
+        )
     else:
         thumbnail, crops = allocation.exact(ranking, budget, valid)
     if lines is not None and newlines is None:

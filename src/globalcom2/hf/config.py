@@ -15,7 +15,7 @@ import torch
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.method import Method
 from globalcom2.core.methods import as_method, by_name, check_options, method_text, parse_method, split_method
-from globalcom2.core.newlines import NEWLINES
+from globalcom2.core.newlines import check_newlines
 from globalcom2.core.presets import PRESET_METHOD, preset_settings, preset_within
 from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight, select
@@ -25,7 +25,6 @@ from globalcom2.hf.config_files import METHOD, RETENTION, read_settings, write_s
 
 WORDS = {
     "score": SCORE_TYPES,
-    "newlines": NEWLINES,
     "positions": ("closed", "original"),
     "thumbnail_order": ("raster", "score"),
     "logits": ("short", "full"),
@@ -71,6 +70,8 @@ class CompressionConfig:
             value = getattr(self, name)
             if value not in allowed and not (value is None and DEFAULTS[name] is None):
                 raise unknown_name(name, value, allowed)
+        if self.newlines is not None:
+            check_newlines(self.newlines)
         check_thumbnail_weight(self.thumbnail_weight, self.exact)
         self._set("thumbnail_weight", float(self.thumbnail_weight))
         check_options(self.selector, self.options, also=[*DEFAULTS, "preset", "config"])
