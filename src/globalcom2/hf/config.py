@@ -10,18 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from globalcom2.core.budget import check_ratio
 from globalcom2.core.method import Method
 from globalcom2.core.methods import as_method, by_name, check_options, method_text, parse_method, split_method
 from globalcom2.core.newlines import check_newlines
 from globalcom2.core.presets import PRESET_METHOD, preset_settings, preset_within
 from globalcom2.core.scores import SCORE_TYPES
-from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight, select
-from globalcom2.core.views import Views
+from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight
 from globalcom2.errors import DataError, InputError, unknown_name
 from globalcom2.hf.config_files import METHOD, RETENTION, read_settings, write_settings
+from globalcom2.hf.served import check_served
 
 WORDS = {
     "score": SCORE_TYPES,
@@ -30,8 +28,8 @@ WORDS = {
     "logits": ("short", "full"),
 }
 """Fields that hold one of some words."""
-FOLLOWED = ("retention_ratio", "method", "options")
-"""Fields that vLLM's plugin follows; all others it leaves at their defaults."""
+APART = ("retention_ratio", "method", "options")
+"""Fields that have a place of their own in texts; all others stand there by name where they are not at their defaults."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,7 +102,7 @@ class CompressionConfig:
 
     def _changed(self) -> dict[str, Any]:
         """Fields that are not at their defaults, but for ratio, method and options."""
-        named = {name: getattr(self, name) for name in SETTINGS if name not in FOLLOWED}
+        named = {name: getattr(self, name) for name in SETTINGS if name not in APART}
         return {name: value for name, value in named.items() if value != DEFAULTS[name]}
 
     @property
@@ -257,20 +255,7 @@ class CompressionConfig:
         Raises:
             InputError: Settings that an engine cannot follow, or an option out of range.
         """
-        unusual = self._changed()
-        if unusual:
-            got = ", ".join(f"{name}={value!r}" for name, value in unusual.items())
-            raise InputError(
-                f"{' and '.join(unusual)} must be left out for a vLLM engine, got {got}. It follows a ratio, a method and the "
-                "method's options; use transformers for the rest."
-            )
-        if not self.selector.on_scores_alone:
-            raise InputError(
-                f"method must be one that works on scores alone in an engine, got {self.method_name!r}, which reads more "
-                "of the vision tower or merges tokens."
-            )
-        views = Views(torch.zeros(4, 4), grid=(2, 2), thumbnail_scores=torch.zeros(4))
-        select(views, self.retention_ratio, self.method, **self.options)  # told now, not by a server's first request
+        check_served(self)
         return {RETENTION: self.retention_ratio, METHOD: self.method_text}
 
     def _registered(self) -> str:
