@@ -49,7 +49,7 @@ class LlavaNextAdapter(AnyresAdapter):
         for layout, kept in zip(layouts, places, strict=True):
             own = layout.slots[kept]
             count = layout.views * layout.tokens
-            slots.append(torch.where(own < count, own + first, -1))
+            slots.append(torch.where((own >= 0) & (own < count), own + first, -1))
             first += count
         index = torch.cat(slots)
         token = index >= 0

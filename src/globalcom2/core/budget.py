@@ -13,6 +13,10 @@ from typing import NamedTuple
 from globalcom2.errors import InputError
 
 
+AUTO = "auto"
+"""The `retention_ratio` that follows what an image shows."""
+
+
 class Budget(NamedTuple):
     """Tokens that one image keeps: `total == thumbnail + crops`; newlines that count are part of `crops`."""
 
@@ -34,6 +38,11 @@ def check_ratio(retention_ratio: float) -> float:
         return ratio
     cure = f"Did you mean {ratio / 100:g}?" if 1.0 < ratio <= 100.0 else "It is the fraction of visual tokens to keep."
     raise InputError(f"retention_ratio must be in (0, 1], got {retention_ratio!r}. {cure}")
+
+
+def ratio_text(retention_ratio: float | str) -> str:
+    """A ratio, or "auto", as people read it."""
+    return retention_ratio if isinstance(retention_ratio, str) else f"{retention_ratio:g}"
 
 
 def keep_counts(

@@ -14,7 +14,7 @@ from globalcom2.core.views import Views
 
 @dataclass
 class Group:
-    """Images, or videos, of one layout."""
+    """Images, or videos, of one layout and one ratio."""
 
     layout: Layout
     members: list[int]
@@ -23,6 +23,8 @@ class Group:
     thumbnails: Tensor
     """float (members, tokens)."""
     keep: Keep
+    ratio: float = 1.0
+    """What it was selected for; at 1.0 everything stays."""
 
     @property
     def masks(self) -> list[Tensor]:
@@ -40,6 +42,14 @@ def places_of(keep: Keep, layout: Layout) -> Tensor:
     flat = torch.cat([mask.flatten(1) for mask in masks_of(keep)], 1)
     slots = layout.slots.to(flat.device, non_blocking=True)
     return flat[:, slots.clamp(min=0)] & (slots >= 0)
+
+
+def all_of(layout: Layout, count: int, device: torch.device) -> Keep:
+    """Masks of `count` images of this layout of which everything stays."""
+    newlines = None if layout.lines is None else torch.ones(count, layout.line_count, dtype=torch.bool, device=device)
+    thumbnail = torch.ones(count, layout.thumbnail_tokens, dtype=torch.bool, device=device)
+    valid = layout.valid.to(device, non_blocking=True)
+    return Keep(thumbnail, valid.expand(count, *valid.shape), newlines)
 
 
 def on_host(groups: list[Group]) -> None:
