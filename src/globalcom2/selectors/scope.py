@@ -14,6 +14,8 @@ from globalcom2.selectors import whole
 
 # Tokens that cover nothing new come in the order of their saliency; far below any gain that counts.
 NOTHING = 1e-6
+# On a CPU, as many rows of the similarity matrix at a time as stay in its cache.
+ROWS = 128
 
 
 def scope(views: Views, retention_ratio: float, *, joint: bool = True, alpha: float = 1.0) -> Ranking:
@@ -82,10 +84,9 @@ def coverage(tokens: Tensor, saliency: Tensor, valid: Tensor, count: int) -> Ten
     covered = torch.zeros_like(saliency)
     scores = torch.zeros_like(saliency)
     left = valid.expand_as(saliency).clone()
-    gains, worth = torch.empty_like(alike), saliency
+    worth = saliency
     for step in range(count):
-        torch.sub(alike, covered[..., None, :], out=gains)
-        worth = saliency * (gains.clamp_(min=0).sum(-1) + NOTHING)
+        worth = saliency * (_gains(alike, covered) + NOTHING)
         pick = worth.masked_fill(~left, -torch.inf).argmax(-1, keepdim=True)
         # A view with fewer valid tokens is through before the others.
         some = left.any(-1, keepdim=True)
@@ -95,3 +96,14 @@ def coverage(tokens: Tensor, saliency: Tensor, valid: Tensor, count: int) -> Ten
         covered = torch.maximum(covered, row)
     rest = (worth / (1 + worth) - 1).masked_fill(~valid, -torch.inf)
     return torch.where(left | ~valid, rest, scores)
+
+
+def _gains(alike: Tensor, covered: Tensor) -> Tensor:
+    """What each token would add to the coverage of all tokens, (..., n)."""
+    rows = alike.split(ROWS, -2) if alike.device.type == "cpu" else (alike,)
+    more, gains = torch.empty_like(rows[0]), []
+    for own in rows:
+        part = more[..., : own.shape[-2], :]
+        torch.sub(own, covered[..., None, :], out=part)
+        gains.append(part.clamp_(min=0).sum(-1))
+    return torch.cat(gains, -1)
