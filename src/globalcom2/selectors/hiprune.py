@@ -7,7 +7,8 @@ from torch import Tensor
 
 from globalcom2.core.ranking import Counts, Ranking
 from globalcom2.core.views import Views
-from globalcom2.selectors.per_view import even_ranking, first_of, given, in_tiers, share, sizes, stacked
+from globalcom2.selectors import whole
+from globalcom2.selectors.per_view import even_ranking, first_of, in_tiers, layer_scores, share, sizes, stacked
 
 
 def hiprune(views: Views, retention_ratio: float, *, alpha: float = 0.1, counts: Counts | None = None) -> Ranking:
@@ -34,8 +35,8 @@ def hiprune(views: Views, retention_ratio: float, *, alpha: float = 0.1, counts:
     rounds, and what it does with newlines, was not found out.
     """
     share(alpha, "alpha")
-    layer = given(views, "layer_scores", "hiprune")[:, 0]
-    deep, real = stacked(views)
+    layer = layer_scores(views, "hiprune")
+    deep, real = stacked(views), whole.valid_by_view(views)
     if counts is None:
         return even_ranking(views, deep, retention_ratio)
     middle = layer.to(deep.dtype)

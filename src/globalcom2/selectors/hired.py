@@ -10,7 +10,7 @@ from globalcom2.core.ranking import Counts, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
 from globalcom2.selectors.globalcom2 import Canvas
-from globalcom2.selectors.per_view import given, share
+from globalcom2.selectors.per_view import layer_scores, share
 
 
 def hired(views: Views, retention_ratio: float, *, alpha: float = 0.5, counts: Counts | None = None) -> Ranking:
@@ -38,7 +38,7 @@ def hired(views: Views, retention_ratio: float, *, alpha: float = 0.5, counts: C
     share(alpha, "alpha")
     if views.thumbnail_scores is None:
         raise InputError("thumbnail_scores must be given for method 'hired', got None. Use 'fastervlm' without one.")
-    early = given(views, "layer_scores", "hired")[:, 0, 0]
+    early = layer_scores(views, "hired")[:, 0]
     own, crops = views.thumbnail_tokens, views.valid_count
     if counts is None:
         kept = early.new_full((len(early),), max(1, int(retention_ratio * (own + crops))), dtype=torch.int64)

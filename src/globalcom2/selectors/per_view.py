@@ -5,31 +5,42 @@ from __future__ import annotations
 from numbers import Real
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from globalcom2.core.allocation import ranks
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
+from globalcom2.selectors import whole
 
 
-def stacked(views: Views) -> tuple[Tensor, Tensor]:
-    """Scores of all views, float (batch, 1 + crops, tokens), and which tokens are real, bool (1 + crops, tokens).
-
-    The first view is the thumbnail. Where there is none to keep, its scores are zero.
-    """
+def stacked(views: Views) -> Tensor:
+    """Scores of all views that can be kept, float (batch, kept views, tokens), the thumbnail first if there is one."""
     own = views.thumbnail_scores
-    first = views.scores.new_zeros(len(views.scores), views.tokens) if own is None else own
-    real = torch.ones_like(views.valid_mask[:1]) if views.crops else first.new_ones(1, views.tokens, dtype=torch.bool)
-    return torch.cat([first[:, None].to(views.scores.dtype), views.scores], 1), torch.cat([real, views.valid_mask])
+    return views.scores if own is None else torch.cat([own[:, None], views.scores], 1)
+
+
+def layer_scores(views: Views, method: str) -> Tensor:
+    """Scores of the first further layer that a method reads, shaped as those of `stacked`.
+
+    Raises:
+        InputError: The views have none.
+    """
+    if views.layer_scores is None:
+        raise InputError(
+            f"layer_scores must be given for method {method!r}, got None. Use it with compress, or a method that reads one "
+            "layer alone, such as 'fastervlm'."
+        )
+    layer = views.layer_scores[:, 0]
+    return layer if views.thumbnail_scores is not None else layer[:, 1:]
 
 
 def sizes(views: Views, counts: Counts) -> Tensor:
-    """How many tokens each view keeps, int64 (batch, 1 + crops), thumbnail first."""
-    own = torch.full_like(counts.crops[:, :1], counts.thumbnail) if views.crops else None
-    if own is None:
-        own = torch.full((len(views.scores), 1), counts.thumbnail, device=views.scores.device)
-    return torch.cat([own, counts.crops], 1)
+    """How many tokens each of these views keeps, int64 (batch, kept views)."""
+    if views.thumbnail_scores is None:
+        return counts.crops
+    return F.pad(counts.crops, (1, 0), value=counts.thumbnail)
 
 
 def first_of(wanted: Tensor, by: Tensor) -> Tensor:
@@ -56,23 +67,19 @@ def in_tiers(tiers: list[Tensor], by: list[Tensor]) -> Tensor:
 
 
 def even_ranking(views: Views, order: Tensor, retention_ratio: float, merge: Merge | None = None) -> Ranking:
-    """A ranking of all views by `order`, float (batch, 1 + crops, tokens), with the same ratio for each of them."""
-    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
-    return Ranking(None if views.thumbnail_scores is None else order[:, 0], order[:, 1:], ratios, merge=merge)
+    """A ranking of all views with the same ratio for each of them.
 
-
-def given(views: Views, name: str, method: str) -> Tensor:
-    """The tensor of `views` that a method cannot do without.
-
-    Raises:
-        InputError: It is None.
+    Args:
+        views: With a batch axis.
+        order: float (batch, kept views, tokens), higher first.
+        retention_ratio: The ratio.
+        merge: Of the kept views.
     """
-    tensor: Tensor | None = getattr(views, name)
-    if tensor is None:
-        raise InputError(
-            f"{name} must be given for method {method!r}, got None. Use it with compress, or pass {name} to Views."
-        )
-    return tensor
+    thumbnail, crops = whole.parts(views, order)
+    if merge is not None and thumbnail is None:
+        merge = Merge(F.pad(merge.into, (0, 0, 1, 0), value=-1), F.pad(merge.weight, (0, 0, 1, 0), value=1.0))
+    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
+    return Ranking(thumbnail, crops, ratios, merge=merge)
 
 
 def share(value: float, name: str) -> float:
@@ -86,7 +93,7 @@ def share(value: float, name: str) -> float:
     return value
 
 
-def whole(value: int, name: str) -> int:
+def positive(value: int, name: str) -> int:
     """Return an option that is a positive integer.
 
     Raises:

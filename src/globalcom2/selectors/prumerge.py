@@ -8,7 +8,8 @@ from torch import Tensor
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.selectors.per_view import even_ranking, first_of, given, in_tiers, sizes, stacked, whole
+from globalcom2.selectors import whole
+from globalcom2.selectors.per_view import even_ranking, first_of, in_tiers, positive, sizes, stacked
 from globalcom2.selectors.resemblance import nearest, place_in_group
 
 
@@ -35,14 +36,14 @@ def prumerge(views: Views, retention_ratio: float, *, neighbours: int = 32, coun
     and keys are those of the features' layer. In towers without [CLS] the mean query stands in for it. The published code is
     for models without newlines.
     """
-    whole(neighbours, "neighbours")
-    keys = given(views, "keys", "prumerge")
+    positive(neighbours, "neighbours")
+    keys = whole.by_view(views, "keys", "prumerge")
     if views.score_type not in ("attention", "received"):
         raise InputError(
             f"score_type must be 'attention' or 'received' for method 'prumerge', whose means are weighted by it, got "
             f"{views.score_type!r}. Leave score out."
         )
-    scores, real = stacked(views)
+    scores, real = stacked(views), whole.valid_by_view(views)
     if counts is None:
         return even_ranking(views, scores, retention_ratio)
     size = sizes(views, counts)

@@ -6,12 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def cosines(vectors: Tensor) -> Tensor:
-    """Cosine of every two tokens, float32 (..., tokens, tokens) of (..., tokens, dim)."""
-    unit = F.normalize(vectors.float(), dim=-1)
-    product: Tensor = unit @ unit.mT
-    return product
+from globalcom2.selectors import whole
 
 
 def nearest(vectors: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +20,7 @@ def nearest(vectors: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, T
     Returns:
         int64 (..., n), -1 for what is not in `tokens` and where there is no target; and the cosine, float32 (..., n).
     """
-    near, into = cosines(vectors).masked_fill(~targets[..., None, :], -torch.inf).max(-1)
+    near, into = whole.cosines(vectors, vectors).masked_fill(~targets[..., None, :], -torch.inf).max(-1)
     found = tokens & targets.any(-1, keepdim=True)
     return into.masked_fill(~found, -1), near
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
-from globalcom2.selectors.per_view import even_ranking, first_of, given, in_tiers, share, sizes, stacked
+from globalcom2.selectors import whole
+from globalcom2.selectors.per_view import even_ranking, first_of, in_tiers, share, sizes, stacked
 from globalcom2.selectors.resemblance import nearest
 
 PAPER_SHARE = 10 / 64
@@ -37,8 +38,8 @@ def visionzip(
     query stands in for it. The published code has no newlines.
     """
     share(contextual, "contextual")
-    keys = given(views, "keys", "visionzip")
-    scores, real = stacked(views)
+    keys = whole.by_view(views, "keys", "visionzip")
+    scores, real = stacked(views), whole.valid_by_view(views)
     if counts is None:
         return even_ranking(views, scores, retention_ratio)
     size = sizes(views, counts)

@@ -8,8 +8,8 @@ from torch import Tensor
 from globalcom2.core.allocation import ranks
 from globalcom2.core.ranking import Counts, Ranking
 from globalcom2.core.views import Views
-from globalcom2.selectors.per_view import even_ranking, first_of, given, in_tiers, share, sizes, stacked, whole
-from globalcom2.selectors.resemblance import cosines
+from globalcom2.selectors import whole
+from globalcom2.selectors.per_view import even_ranking, first_of, in_tiers, positive, share, sizes, stacked
 
 
 def vispruner(
@@ -37,9 +37,9 @@ def vispruner(
     towers without [CLS] the mean query stands in for it. The published code has no newlines.
     """
     share(important, "important")
-    whole(step, "step")
-    features = given(views, "features", "vispruner")
-    scores, real = stacked(views)
+    positive(step, "step")
+    features = whole.by_view(views, "features", "vispruner")
+    scores, real = stacked(views), whole.valid_by_view(views)
     if counts is None:
         return even_ranking(views, scores, retention_ratio)
     size = sizes(views, counts)
@@ -57,7 +57,7 @@ def _diverse(rest: Tensor, wanted: Tensor, features: Tensor, step: int) -> Tenso
     """
     shape, tokens = rest.shape, rest.shape[-1]
     rest, wanted = rest.flatten(0, 1), wanted.flatten()[:, None]
-    alike = cosines(features).flatten(0, 1)
+    alike = whole.cosines(features, features).flatten(0, 1)
     # Tokens in order of place, those that are left first.
     left = torch.where(rest, 0, 1).argsort(dim=-1, stable=True)
     length, gone = rest.sum(-1, keepdim=True), ~rest
