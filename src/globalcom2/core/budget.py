@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from globalcom2.errors import InputError
 
-
 AUTO = "auto"
 """The `retention_ratio` that follows what an image shows."""
+LIMITS = ("max_visual_tokens", "max_visual_tokens_per_call")
+"""Arguments of `compress` that are limits in tokens."""
 
 
 class Budget(NamedTuple):
@@ -43,6 +45,22 @@ def check_ratio(retention_ratio: float) -> float:
 def ratio_text(retention_ratio: float | str) -> str:
     """A ratio, or "auto", as people read it."""
     return retention_ratio if isinstance(retention_ratio, str) else f"{retention_ratio:g}"
+
+
+def budget_text(retention_ratio: float | str, limits: Mapping[str, int | None]) -> str:
+    """A ratio and limits in tokens as people read them: "0.1", "auto" or "max 128 tokens".
+
+    Args:
+        retention_ratio: A number, or "auto".
+        limits: Those that are set, by their names in `LIMITS`; other keys are not looked at.
+    """
+    per_image, per_call = (limits.get(name) for name in LIMITS)
+    found = [] if retention_ratio == 1.0 and (per_image or per_call) else [ratio_text(retention_ratio)]
+    if per_image is not None:
+        found.append(f"max {per_image} tokens")
+    if per_call is not None:
+        found.append(f"max {per_call} tokens a call")
+    return ", ".join(found)
 
 
 def keep_counts(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep, all_finite, require_finite
 from globalcom2.core.views import Views
+
+SHARED = ("valid", "lines")
+"""Tensors of `Views` that a whole batch has in common."""
 
 
 @dataclass
@@ -42,6 +46,17 @@ def places_of(keep: Keep, layout: Layout) -> Tensor:
     flat = torch.cat([mask.flatten(1) for mask in masks_of(keep)], 1)
     slots = layout.slots.to(flat.device, non_blocking=True)
     return flat[:, slots.clamp(min=0)] & (slots >= 0)
+
+
+def views_of(views: Views, members: list[int]) -> Views:
+    """Some images of a batch of views."""
+    chosen = copy.copy(views)  # checked already
+    index = torch.tensor(members).to(views.scores.device, non_blocking=True)
+    for name in (own.name for own in fields(views) if own.name not in SHARED):
+        tensor = getattr(views, name)
+        if isinstance(tensor, Tensor):
+            object.__setattr__(chosen, name, tensor[index])
+    return chosen
 
 
 def all_of(layout: Layout, count: int, device: torch.device) -> Keep:

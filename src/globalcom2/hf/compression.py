@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,16 +12,17 @@ from torch import Tensor
 
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.families import load_adapter
-from globalcom2.core.groups import Group
 from globalcom2.core.method import Method
 from globalcom2.core.selection import Keep, Selector
 from globalcom2.core.views import Views
 from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.hf import patching
 from globalcom2.hf.active import Short, active
+from globalcom2.hf.budgets import Batch, chosen_groups, ratios_of_content, ratios_of_sizes, refuse_static
 from globalcom2.hf.config import CompressionConfig
-from globalcom2.hf.report import Clock, Report
-from globalcom2.hf.saliency import Encoded, Saliency
+from globalcom2.hf.inside_calls import Leaving, check_call, inside_model
+from globalcom2.hf.report import Clock, ImageReport, Report
+from globalcom2.hf.saliency import Saliency
 from globalcom2.hf.shortening import Rewriting, choose, project, read_prompt, rewrite
 from globalcom2.hf.unknown_grid import choose_tokens
 from globalcom2.hf.unshortened import unshortened_entries
@@ -38,7 +38,7 @@ ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 def compress(
     model: torch.nn.Module,
-    retention_ratio: float | None = None,
+    retention_ratio: float | str | None = None,
     method: str | Method | Selector | None = None,
     *,
     preset: str | None = None,
@@ -51,6 +51,13 @@ def compress(
     positions: str | None = None,
     thumbnail_order: str | None = None,
     logits: str | None = None,
+    inside: str | None = None,
+    inside_layer: int | None = None,
+    inside_share: float | None = None,
+    max_visual_tokens: int | None = None,
+    max_visual_tokens_per_call: int | None = None,
+    auto_floor: float | None = None,
+    auto_ceiling: float | None = None,
     **options: Any,
 ) -> Compression:
     """Compress the image and video tokens of every call of a model inside a `with` block.
@@ -58,7 +65,8 @@ def compress(
     Args:
         model: A transformers model of a supported family (`list_models()`), also inside PEFT, torch.compile or DDP.
         retention_ratio: Fraction of the visual tokens that the language model reads, in (0, 1]. 1.0 is the unpatched
-            model, bit for bit. Default: 0.1.
+            model, bit for bit. "auto": each image's own, between `auto_floor` and `auto_ceiling`, by how spread out its
+            thumbnail's scores are; totals then follow the content. Default: 0.1, or 1.0 with a limit in tokens.
         method: A name from `list_methods()`, also with options as on the command line ("globalcom2:alpha=0.5,layer=-1"); a
             `Method`; or a function(views, retention_ratio, **options) that returns a `Ranking` and reads scores alone.
             Default: "globalcom2".
@@ -86,6 +94,19 @@ def compress(
             has the logits of the last kept token before it, which predict what follows the dropped ones; a place before
             every kept token has zeros. With `logits_to_keep=n`, logits are those of the caller's last n places in both.
             Default: "short".
+        inside: "fastv" or "pyramiddrop": visual tokens leave inside the language model, too, where the prompt's last
+            token attends to them least. `retention_ratio` stays what the prompt keeps; with 1.0, tokens leave inside
+            alone. "fastv" drops once, after layer `inside_layer`; "pyramiddrop" three times, after each quarter of the
+            layers. Default: None, none leave.
+        inside_layer: FastV's layer, counted from 1; its attention decides. Default: 2.
+        inside_share: Of a prompt's visual tokens that are left, the share that stays in each drop, in (0, 1]. Default: 0.5.
+        max_visual_tokens: The most visual tokens of an image, newlines that count included: one that has more keeps
+            exactly so many, one that has fewer stays whole. A video counts as an image. With a `retention_ratio` below 1,
+            too, an image keeps what the tighter of both allows. Needs `exact`, and newlines that are not "all".
+        max_visual_tokens_per_call: The same for all images of a call together. Each keeps its part in proportion to what
+            it would keep without this limit, and one token at least.
+        auto_floor: Lowest ratio of "auto". Default: 0.05.
+        auto_ceiling: Highest ratio of "auto". Default: 0.25.
         **options: Options of the method.
 
     Returns:
@@ -111,6 +132,13 @@ def compress(
         "positions": positions,
         "thumbnail_order": thumbnail_order,
         "logits": logits,
+        "inside": inside,
+        "inside_layer": inside_layer,
+        "inside_share": inside_share,
+        "max_visual_tokens": max_visual_tokens,
+        "max_visual_tokens_per_call": max_visual_tokens_per_call,
+        "auto_floor": auto_floor,
+        "auto_ceiling": auto_ceiling,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     return Compression(model, _settings(preset, config, {**given, **options}))
@@ -132,7 +160,7 @@ def _settings(preset: str | None, config: CompressionConfig | None, changes: dic
 
 def apply(
     model: ModelT,
-    retention_ratio: float | None = None,
+    retention_ratio: float | str | None = None,
     method: str | Method | Selector | None = None,
     **options: Any,
 ) -> ModelT:
@@ -189,10 +217,11 @@ class Compression:
         layer = -1 if settings.layer is None and not settings.exact else settings.layer  # the published code's
         self.saliency = Saliency(self.target.base_model, self.adapter, settings.score, layer, settings.selector)
         self.taps = self.saliency.taps(self.target.base_model)
+        self.drops = inside_model(self.target, settings.inside, settings.inside_layer, settings.inside_share)
         self.used = False
         """Whether a block was entered, or `apply` called."""
         self.forget()
-        self.choose = choose or partial(choose_tokens, settings)
+        self._choose = choose
         if choose is None:  # on four tiny crops: an option out of range is told now, not in the middle of a call
             _try_on(self.saliency.example(), settings)
 
@@ -213,7 +242,11 @@ class Compression:
 
     def forget(self) -> None:
         """Empty the report."""
-        self._report = Report(self.settings.retention_ratio, self.settings.method_name)
+        self._report = self._reported()
+
+    def _reported(self, entries: Sequence[ImageReport] = (), clock: Clock | None = None) -> Report:
+        settings = self.settings
+        return Report(settings.retention_ratio, settings.method_name, entries, clock, limits=settings.limits)
 
     def __enter__(self) -> Compression:
         patching.push(self.target, self)
@@ -226,8 +259,7 @@ class Compression:
         patching.pop(self.target, self)
 
     def __getstate__(self) -> dict[str, Any]:
-        empty = Report(self.settings.retention_ratio, self.settings.method_name)  # a device's events cannot be pickled
-        return {**self.__dict__, "_report": empty}
+        return {**self.__dict__, "_report": self._reported()}  # a device's events cannot be pickled
 
     def shorten_call(self, model: Any, call: dict[str, Any], *, direct: bool = False, cached: int = 0) -> Short | None:
         """Replace a call's images and videos by features of the kept tokens, and its prompt by a shorter one.
@@ -243,7 +275,8 @@ class Compression:
 
         Returns:
             The new keyword arguments with what is needed to undo the shortening, or None for a call that passes
-            through: nothing to compress, embeddings or an encoder's output instead of ids and pixels, or a ratio of 1.
+            through: nothing to compress, embeddings or an encoder's output instead of ids and pixels, or a ratio of 1
+            for all of it.
         """
         settings = self.settings
         embedded = any(call.get(name) is not None for name in ("inputs_embeds", "mm_encoder_outputs"))
@@ -251,14 +284,21 @@ class Compression:
             return None
         if all(call.get(adapter.pixels) is None for adapter in self.adapters.values()):
             return None
-        if settings.retention_ratio == 1.0:
-            entries = unshortened_entries(model, call, self.adapters.values())
-            self._report = Report(1.0, settings.method_name, entries)
+        if settings.keeps_all and self.drops is None:
+            self._report = self._reported(unshortened_entries(model, call, self.adapters.values()))
             return None
+        refuse_static(settings, model, call)
+        if self.drops is not None:
+            check_call(model, call, direct=direct, cached=cached)
         given = read_prompt(call, direct=direct, cached=cached)
         found = visuals_of_call(model, call, given.ids, list(self.adapters.values()))
         if any(bool(visuals.placeholder[:, :cached].any()) for visuals in found):
             return None  # the cache holds images already
+        ratios = ratios_of_sizes(settings, found)
+        whole = ratios is not None and all(ratio == 1.0 for own in ratios for ratio in own)
+        if whole and self.drops is None:
+            self._report = self._reported(unshortened_entries(model, call, self.adapters.values()))
+            return None
         if isinstance(call.get("logits_to_keep"), Tensor):
             raise InputError(
                 "logits_to_keep must be a number of last tokens, got a tensor: places move when tokens drop."
@@ -267,22 +307,25 @@ class Compression:
         with clock.phase("tower"):
             encoded = [self.saliency.encode(base, visuals) for visuals in found]
         with clock.phase("selection"), torch.no_grad():
-            groups = [self._select(base, own) for own in encoded]
+            batches = [[Batch(*own) for own in self.saliency.views(base, one)] for one in encoded]
+            if ratios is None:
+                ratios = ratios_of_content(settings, found, batches)
+            groups = [chosen_groups(own, each, self.choose) for own, each in zip(batches, ratios, strict=True)]
             chosen = choose(given, found, groups, settings.thumbnail_order, _pad_token_id(model))
         with clock.phase("projection"):
             outputs = project(base, encoded, groups, chosen)
-        self._report = Report(
-            settings.retention_ratio, settings.method_name, in_prompt_order(found, chosen.entries), clock
-        )
+        leaving = None if self.drops is None else Leaving(model, self.drops, found, chosen)
+        entries = chosen.entries if leaving is None else leaving.entries()
+        self._report = self._reported(in_prompt_order(found, entries), clock)
         how = Rewriting(model, settings.positions == "original", direct, settings.logits == "full", clock)
-        return rewrite(call, given, found, chosen, outputs, how)
+        short = rewrite(call, given, found, chosen, outputs, how)
+        return short if leaving is None else leaving.mark(short, outputs, how)
 
-    def _select(self, base: Any, encoded: Encoded) -> list[Group]:
-        """Select for all images, or videos, of one layout in one go."""
-        return [
-            Group(layout, members, views, thumbnails, self.choose(views, layout.known_grid))
-            for layout, members, views, thumbnails in self.saliency.views(base, encoded)
-        ]
+    def choose(self, views: Views, known_grid: bool, ratio: float) -> Keep:
+        """What stays of images of one layout."""
+        if self._choose is not None:
+            return self._choose(views, known_grid)
+        return choose_tokens(self.settings, views, known_grid, ratio)
 
 
 def _try_on(views: Views, settings: CompressionConfig) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from globalcom2.core.budget import check_ratio
+from globalcom2.core.budget import AUTO, LIMITS, check_ratio, ratio_text
+from globalcom2.core.limits import Limits, check_limit
 from globalcom2.core.method import Method
 from globalcom2.core.methods import as_method, by_name, check_options, method_text, parse_method, split_method
 from globalcom2.core.newlines import check_newlines
@@ -19,6 +20,7 @@ from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight
 from globalcom2.errors import DataError, InputError, unknown_name
 from globalcom2.hf.config_files import METHOD, RETENTION, read_settings, write_settings
+from globalcom2.hf.inside import INSIDE, check_inside
 from globalcom2.hf.served import check_served
 
 WORDS = {
@@ -26,6 +28,7 @@ WORDS = {
     "positions": ("closed", "original"),
     "thumbnail_order": ("raster", "score"),
     "logits": ("short", "full"),
+    "inside": INSIDE,
 }
 """Fields that hold one of some words."""
 APART = ("retention_ratio", "method", "options")
@@ -40,7 +43,8 @@ class CompressionConfig:
         InputError: A value of the wrong type or out of range, an unknown method, or an option that it does not have.
     """
 
-    retention_ratio: float = 0.1
+    retention_ratio: float | str = None  # type: ignore[assignment]
+    """A number, or "auto". Not given, it is 0.1, or 1.0 where there is a limit in tokens."""
     method: str | Method | Selector = "globalcom2"
     """A name; its text's options, as in "globalcom2:alpha=0.5,layer=-1", go to where they belong, unless a field is given
     that is not its default. Or a `Method` or a function, which cannot be saved unless it is a registered `Method`."""
@@ -52,6 +56,13 @@ class CompressionConfig:
     positions: str = "closed"
     thumbnail_order: str = "raster"
     logits: str = "short"
+    inside: str | None = None
+    inside_layer: int | None = None
+    inside_share: float | None = None
+    max_visual_tokens: int | None = None
+    max_visual_tokens_per_call: int | None = None
+    auto_floor: float = 0.05
+    auto_ceiling: float = 0.25
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the method."""
 
@@ -60,7 +71,7 @@ class CompressionConfig:
         self._set("method", by_name(self.method))
         if isinstance(self.method, str) and ":" in self.method:
             self._read_text(self.method)
-        self._set("retention_ratio", check_ratio(self.retention_ratio))
+        self._check_budget()
         check_exact(self.exact)
         if self.layer is not None and type(self.layer) is not int:
             raise InputError(f"layer must be an integer or None, got {self.layer!r}.")
@@ -70,9 +81,39 @@ class CompressionConfig:
                 raise unknown_name(name, value, allowed)
         if self.newlines is not None:
             check_newlines(self.newlines)
+        check_inside(self.inside, self.inside_layer, self.inside_share)
         check_thumbnail_weight(self.thumbnail_weight, self.exact)
         self._set("thumbnail_weight", float(self.thumbnail_weight))
         check_options(self.selector, self.options, also=[*DEFAULTS, "preset", "config"])
+
+    def _check_budget(self) -> None:
+        """Check ratio and limits, and fill in a ratio that was not given."""
+        for name in LIMITS:
+            if getattr(self, name) is not None:
+                self._set(name, check_limit(name, getattr(self, name)))
+        if self.retention_ratio is None:
+            self._set("retention_ratio", 1.0 if self.limits else 0.1)
+        elif self.retention_ratio != AUTO:
+            self._set("retention_ratio", _checked_ratio(self.retention_ratio))
+        for name in ("auto_floor", "auto_ceiling"):
+            try:
+                self._set(name, check_ratio(getattr(self, name)))
+            except InputError as error:
+                raise InputError(str(error).replace("retention_ratio", name)) from None
+        if self.auto_floor > self.auto_ceiling:
+            raise InputError(
+                f"auto_floor must be at most auto_ceiling, got {self.auto_floor:g} and {self.auto_ceiling:g}."
+            )
+        asked = [*self.limits.to_dict(), *(["retention_ratio='auto'"] if self.follows_content else [])]
+        if asked and self.exact is False:
+            raise InputError(
+                f"exact must be True with {asked[0]}, got False: the published rounding keeps no exact number."
+            )
+        if self.limits and self.newlines == "all":
+            raise InputError(
+                f"newlines must not be 'all' with {asked[0]}, got 'all': newlines that no budget counts would come on top. "
+                "Leave newlines out."
+            )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -98,12 +139,32 @@ class CompressionConfig:
     def _described(self, settings: dict[str, Any]) -> str:
         shown = {"method": self.method_name, **settings}
         more = [f"{name}={value!r}" for name, value in shown.items()]
-        return ", ".join([f"retention_ratio={self.retention_ratio:g}", *more])
+        return ", ".join([f"retention_ratio={ratio_text(self.retention_ratio)}", *more])
 
     def _changed(self) -> dict[str, Any]:
         """Fields that are not at their defaults, but for ratio, method and options."""
         named = {name: getattr(self, name) for name in SETTINGS if name not in APART}
         return {name: value for name, value in named.items() if value != DEFAULTS[name]}
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in tokens; false if there are none."""
+        return Limits(self.max_visual_tokens, self.max_visual_tokens_per_call)
+
+    @property
+    def follows_content(self) -> bool:
+        """Whether it takes a look at an image to know how many tokens it keeps."""
+        return self.retention_ratio == AUTO
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is ever dropped: a ratio of 1 without limits."""
+        return self.retention_ratio == 1.0 and not self.limits
+
+    @property
+    def highest_ratio(self) -> float:
+        """The most that an image keeps, limits in tokens aside: the ratio, or the ceiling of "auto"."""
+        return self.auto_ceiling if isinstance(self.retention_ratio, str) else self.retention_ratio
 
     @property
     def selector(self) -> Method:
@@ -154,6 +215,7 @@ class CompressionConfig:
         """A copy with changes: fields by their names, and options of the method by theirs.
 
         A change of the method drops the options of the one before. What a method's text says yields to other changes.
+        A limit in tokens takes the place of the ratio, unless there is a limit already or a ratio is given with it.
         """
         if "preset" in changes:
             raise InputError(
@@ -168,6 +230,8 @@ class CompressionConfig:
         options = _checked_options(changes.pop("options", self.options if same else {}))
         options |= {name: value for name, value in changes.items() if name not in SETTINGS}
         fields = {name: value for name, value in changes.items() if name in SETTINGS}
+        if not self.limits and any(fields.get(name) is not None for name in LIMITS):
+            fields = {"retention_ratio": None, **fields}
         return dataclasses.replace(self, method=method, options=options, **fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -274,6 +338,14 @@ DEFAULTS: dict[str, Any] = {
 """By field, but for `options`."""
 SETTINGS = (*DEFAULTS, "options")
 """Names of the fields."""
+
+
+def _checked_ratio(retention_ratio: Any) -> float:
+    """A number in (0, 1]. The message for anything else tells of "auto"."""
+    try:
+        return check_ratio(retention_ratio)
+    except InputError as error:
+        raise InputError(str(error).replace("a number in (0, 1]", "a number in (0, 1] or 'auto'")) from None
 
 
 def _checked_options(options: Any) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from globalcom2.core.budget import budget_text, ratio_text
 from globalcom2.core.layout import Layout
+from globalcom2.core.limits import Limits
 from globalcom2.core.selection import Keep
 from globalcom2.drawing.page import in_frame, kept_page
 from globalcom2.drawing.panel import Panel
@@ -33,8 +35,8 @@ MOST_DRAWN = 8
 FRAME = 900
 """Height of a notebook's drawing, in px: all of 3 x 3 crops beside their thumbnail."""
 COLUMNS = (
-    "modality", "row", "grid", "token_grid", "thumbnail_grid", "tokens_before", "tokens_after", "retained",
-    "thumbnail_ratio", "crop_ratios",
+    "modality", "row", "grid", "token_grid", "thumbnail_grid", "retention_ratio", "tokens_before", "tokens_after",
+    "retained", "thumbnail_ratio", "crop_ratios",
 )  # fmt: skip
 """Keys of an entry's `to_dict`, and columns of `to_pandas`."""
 
@@ -58,6 +60,8 @@ class ImageReport:
     """"image" or "video"."""
     scores: Tensor | None = None
     """float (crops, tokens), each crop's own, row-major in the crop; None at a ratio of 1."""
+    retention_ratio: float = field(default=1.0, kw_only=True)
+    """What it was selected for: the call's ratio, or its own where a limit or "auto" decides; 1 if it stayed whole."""
     pixels: Pixels | None = field(default=None, kw_only=True)
     """What the vision tower saw of it, as long as the caller keeps the call's pixels."""
 
@@ -126,6 +130,7 @@ class ImageReport:
             "grid": list(self.grid),
             "token_grid": list(self.layout.token_grid),
             "thumbnail_grid": list(self.layout.thumbnail_grid) if self.layout.thumbnail else None,
+            "retention_ratio": self.retention_ratio,
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
             "retained": self.retained,
@@ -142,10 +147,17 @@ class Report(Sequence[ImageReport]):
     """
 
     def __init__(
-        self, retention_ratio: float, method: str, images: Sequence[ImageReport] = (), clock: Clock | None = None
+        self,
+        retention_ratio: float | str,
+        method: str,
+        images: Sequence[ImageReport] = (),
+        clock: Clock | None = None,
+        *,
+        limits: Limits | None = None,
     ):
         self.retention_ratio = retention_ratio
         self.method = method
+        self.limits = limits or Limits()
         self.images = tuple(images)
         self._clock = clock or Clock()
 
@@ -169,7 +181,9 @@ class Report(Sequence[ImageReport]):
         counted = {"image": len(self) - videos, "video": videos}
         entries = ", ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in counted.items() if n or kind == "image")
         counts = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
-        return f"Report({self.method!r}, retention_ratio={self.retention_ratio:g}, {entries}, {counts})"
+        limits = "".join(f"{name}={value}, " for name, value in self.limits.to_dict().items())
+        ratio = ratio_text(self.retention_ratio)
+        return f"Report({self.method!r}, retention_ratio={ratio}, {limits}{entries}, {counts})"
 
     def __str__(self) -> str:
         lines = [repr(self), *(f"  {number}: {entry!r}" for number, entry in enumerate(self.images[:MOST_LINES]))]
@@ -182,7 +196,9 @@ class Report(Sequence[ImageReport]):
         note = (
             "Nothing was compressed in the last call." if not shown else f"{more} more are not shown." if more else ""
         )
-        title = f"{self.method}, ratio {self.retention_ratio:g}: {_arrow(self)}"
+        limits = self.limits.to_dict()
+        asked = budget_text(self.retention_ratio, limits) if limits else f"ratio {ratio_text(self.retention_ratio)}"
+        title = f"{self.method}, {asked}: {_arrow(self)}"
         return in_frame(kept_page(shown, title=title, note=note), FRAME if shown else 160)
 
     @property
@@ -204,6 +220,7 @@ class Report(Sequence[ImageReport]):
         """Plain numbers, ready for JSON."""
         return {
             "retention_ratio": self.retention_ratio,
+            **self.limits.to_dict(),
             "method": self.method,
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
@@ -212,7 +229,7 @@ class Report(Sequence[ImageReport]):
         }
 
     def to_pandas(self) -> Any:
-        """One row per image or video as a `pandas.DataFrame`, with the call's ratio and method in each.
+        """One row per image or video as a `pandas.DataFrame`, with its own ratio and the call's method in each.
 
         Raises:
             GlobalCom2Error: pandas is not installed.
@@ -223,9 +240,8 @@ class Report(Sequence[ImageReport]):
             raise GlobalCom2Error(
                 "to_pandas needs pandas, got none. Run `pip install pandas`, or take to_dict(), which needs nothing."
             ) from None
-        call = {"retention_ratio": self.retention_ratio, "method": self.method}
-        columns = ["retention_ratio", "method", *COLUMNS]
-        return pandas.DataFrame([{**call, **image.to_dict()} for image in self], columns=columns)
+        columns = list(dict.fromkeys(["retention_ratio", "method", *COLUMNS]))
+        return pandas.DataFrame([{"method": self.method, **image.to_dict()} for image in self], columns=columns)
 
 
 @dataclass

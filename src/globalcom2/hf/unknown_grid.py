@@ -14,8 +14,8 @@ GRID_UNKNOWN = (
 )
 
 
-def choose_tokens(settings: CompressionConfig, views: Views, known_grid: bool) -> Keep:
-    """What stays of a batch of images of one layout.
+def choose_tokens(settings: CompressionConfig, views: Views, known_grid: bool, ratio: float | None = None) -> Keep:
+    """What stays of a batch of images of one layout, at the settings' highest ratio or at another one.
 
     Without a known grid, a method that looks at the places of crops is replaced by "uniform", with a warning: crops get
     the same ratio.
@@ -25,7 +25,7 @@ def choose_tokens(settings: CompressionConfig, views: Views, known_grid: bool) -
         settings = settings.replace(method="uniform", options={})
     return select(
         views,
-        settings.retention_ratio,
+        settings.highest_ratio if ratio is None else ratio,
         settings.method,
         settings.exact,
         settings.newlines,

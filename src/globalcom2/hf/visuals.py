@@ -94,7 +94,7 @@ def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> li
     shown = visuals.shown(mask)
     entries: dict[int, ImageReport] = {}
     for group in groups:
-        kept = places_of(group.keep, group.layout)
+        kept = _places_of(group)
         for n, i in enumerate(group.members):
             seen = kept[n] if shown is None else kept[n] & shown[i]
             own = Keep(*(tensor[n] for tensor in group.masks))
@@ -106,9 +106,17 @@ def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> li
                 seen,
                 visuals.adapter.modality,
                 group.views.scores[n].detach(),
+                retention_ratio=group.ratio,
                 pixels=Pixels(visuals.pixels, visuals.layouts, visuals.rows, len(visuals.placeholder), i),
             )
     return [entries[i] for i in range(len(visuals.layouts))]
+
+
+def _places_of(group: Group) -> Tensor:
+    """Which places of the images' runs stay, bool (images, placeholders); all of them at a ratio of 1."""
+    if group.ratio == 1.0:
+        return torch.ones(len(group.members), len(group.layout.slots), dtype=torch.bool)
+    return places_of(group.keep, group.layout)
 
 
 def in_prompt_order(found: list[Visuals], entries: list[list[EntryT]]) -> list[EntryT]:
