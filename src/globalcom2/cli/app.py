@@ -16,6 +16,7 @@ from globalcom2.cli.eval import evaluate
 from globalcom2.cli.methods import methods
 from globalcom2.cli.models import models
 from globalcom2.cli.serve import serve
+from globalcom2.cli.tune import tune
 from globalcom2.cli.web import web
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ def _root(
 app.command()(ask)
 app.command()(batch)
 app.command("eval")(evaluate)
+app.command()(tune)
 app.command()(analyze)
 app.command()(bench)
 app.command()(estimate)
