@@ -60,17 +60,12 @@ def _diverse(rest: Tensor, wanted: Tensor, features: Tensor, step: int) -> Tenso
     alike = whole.cosines(features, features).flatten(0, 1)
     # Tokens in order of place, those that are left first.
     left = torch.where(rest, 0, 1).argsort(dim=-1, stable=True)
-    length, gone = rest.sum(-1, keepdim=True), ~rest
-    longest = tokens
+    length, gone, longest = rest.sum(-1, keepdim=True), ~rest, tokens
     while longest:
         alive = torch.arange(longest, device=rest.device) < length
-        first, second = left[:, ::2], left[:, 1::2]
-        pairs = _at(alike, first, second).masked_fill(~alive[:, None, 1::2], -torch.inf)
-        near = pairs.amax(-1) if longest > 1 else pairs.new_full(first.shape, -torch.inf)
+        near = _likeness(alike, left, alive)
         half = alive[:, ::2].sum(-1, keepdim=True)
         out = (length - wanted).clamp(min=0, max=step).minimum(half)
-        # The lowest finite value keeps what has no partner before what is not there.
-        near = near.clamp(min=torch.finfo(near.dtype).min).masked_fill(~alive[:, ::2], -torch.inf)
         removed = torch.zeros_like(alive)
         removed[:, ::2] = ranks(near) < out
         gone = gone.scatter(-1, left, gone.gather(-1, left) | removed)
@@ -81,7 +76,24 @@ def _diverse(rest: Tensor, wanted: Tensor, features: Tensor, step: int) -> Tenso
     return ~gone.view(shape)
 
 
-def _at(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Entries (views, r, c) of (views, n, n) at rows (views, r) and columns (views, c)."""
-    chosen = matrix.gather(1, rows[..., None].expand(-1, -1, matrix.shape[-1]))
-    return chosen.gather(2, columns[:, None].expand(-1, rows.shape[-1], -1))
+def _likeness(alike: Tensor, left: Tensor, alive: Tensor) -> Tensor:
+    """Of every other token, how much it is like the one of those between that it is most like; float (views, half).
+
+    Args:
+        alike: float (views, tokens, tokens), symmetric.
+        left: int64 (views, n): tokens in order, those that are alive first.
+        alive: bool (views, n).
+
+    Returns:
+        -2, below every cosine, where none is between; minus infinity for tokens that are not alive.
+    """
+    tokens = alike.shape[-1]
+    first, second = left[:, ::2], left[:, 1::2]
+    near = alike.new_full(first.shape, -2.0)
+    if second.shape[1]:
+        # What is not alive gives way to a token that is, so that the largest value stays.
+        second = torch.where(alive[:, 1::2], second, second[:, :1])
+        rows = second + tokens * torch.arange(len(left), device=left.device)[:, None]
+        among = alike.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        near = torch.where(alive[:, 1:2], among.amax(1).gather(-1, first), near)
+    return near.masked_fill(~alive[:, ::2], -torch.inf)
