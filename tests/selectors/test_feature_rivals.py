@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from families import FAMILIES
-from globalcom2 import InputError, UnsupportedModelError, Views, compress, select
+from globalcom2 import InputError, UnsupportedModelError, Views, compress, load_mini, select
 from globalcom2.core.selection import budget_of
 from globalcom2.selectors.dart import dart
 from globalcom2.selectors.divprune import divprune
@@ -322,13 +322,23 @@ def built(family):
     return FAMILIES[family]()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_in_a_model(tiny, name):
-    inputs = tiny.inputs(["<image>", "<image>"], [picture(168, 168), picture(60, 200)])
-    with torch.no_grad(), compress(tiny.model, 0.2, name) as compression:
-        tiny.model(**inputs)
+@functools.cache
+def mini():
+    return load_mini()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "downsample", "thumbnail_only"])
+def test_with_the_mini_model(name):
+    model, processor = mini()
+    inputs = processor(
+        text=["<image>"] * 2, images=[picture(224, 224), picture(90, 260)], return_tensors="pt", padding=True
+    )
+    with torch.no_grad(), compress(model, 0.1, name) as compression:
+        logits = model(**inputs).logits
+    assert logits.isfinite().all()
     for entry in compression.report:
-        assert entry.tokens_after == math.floor(0.2 * entry.tokens_before + 0.5)
+        assert entry.tokens_after == math.floor(0.1 * entry.tokens_before + 0.5)
+        assert not (entry.keep.crops & ~entry.layout.valid).any()
 
 
 @pytest.mark.parametrize(
