@@ -18,6 +18,7 @@ from torch import nn
 from globalcom2.adapters import tap
 from globalcom2.adapters.base import Adapter
 from globalcom2.hf.cache import ATTRIBUTE, Memory
+from globalcom2.hf.inside_run import Run
 from globalcom2.hf.logits import Places
 from globalcom2.hf.prompt import PIXELS, ShortPrompt
 from globalcom2.hf.report import Clock
@@ -42,6 +43,10 @@ class Short:
     clock: Clock
     logits: Places | None = None
     """How a direct call's logits go back to the caller's places; None where they are the caller's already."""
+    run: Run | None = None
+    """What leaves inside the language model; None where nothing does."""
+    restored: bool = False
+    """Whether logits go back to the places of tokens that left inside the language model."""
 
 
 class Compressor(Protocol):

@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 
-from globalcom2.errors import InputError
+from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.hf.active import Patch, Short, inside, seen_to, state_of
 from globalcom2.hf.cache import CACHE, cache_of, cached_length, recall, remember, with_cache_named
+from globalcom2.hf.inside_hooks import around, reading, run_on, with_logits_in_places
 from globalcom2.hf.logits import restore_logits
 from globalcom2.hf.prompt import PIXELS
 
 # The module whose forward runs next: a replica of torch's DataParallel shares its attributes with the model.
 _next: ContextVar[Any] = ContextVar("globalcom2_next", default=None)
-# The module whose call `Heal` has shortened, and what `Finish` has to finish.
+# The module whose call `Heal` has shortened, what `Finish` has to finish, and what it has to leave.
 _pending: ContextVar[Any] = ContextVar("globalcom2_pending", default=None)
 
 
@@ -38,11 +39,12 @@ class Forward(Patch):
             model, args = args[0], args[1:]
         forward = self.before if self.before is not None else functools.partial(type(model).forward, model)
         if seen_to(self.state, kwargs):
-            return forward(*args, **kwargs)
+            with reading(kwargs):
+                return forward(*args, **kwargs)
         with self.state.call(self.model):
             call, short = self.shortened(model, args, kwargs)
             pixels = any(kwargs.get(name) is not None for name in PIXELS)
-            with inside(self.state, through=call is None and pixels):
+            with inside(self.state, through=call is None and pixels), _leaving(model, call, short):
                 output = forward(*args, **kwargs) if call is None else forward(**call)
             return output if short is None else _finished(output, short)
 
@@ -70,11 +72,21 @@ class Forward(Patch):
         return (None, None) if short is None else (short.call, short)
 
 
+@contextmanager
+def _leaving(model: Any, call: dict[str, Any] | None, short: Short | None) -> Iterator[None]:
+    """The block is a direct call: visual tokens may leave inside the language model, or may have left its cache."""
+    run = None if call is None else run_on(call.get(CACHE)) if short is None else short.run
+    with around(model, run), reading(call or {}):
+        yield
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _finished(output: Any, short: Short) -> Any:
     """The cache that the call filled remembers its prompt, and logits go back to their places."""
     own = short.call.get(CACHE)
     remember(own if own is not None else cache_of(output), short.memory)
+    if short.run is not None and short.restored:
+        output = with_logits_in_places(output, short.run, int(short.call.get("logits_to_keep") or 0))
     return output if short.logits is None else restore_logits(output, short.logits)
 
 
@@ -100,13 +112,15 @@ class Heal(Patch):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _next.set(model)
-        _pending.set(None)
+        _give_up()
         found = any(isinstance(f, Forward) and f.state is self.state for f in _chain(model.__dict__.get("forward")))
         if found or self.state.active is None or seen_to(self.state, kwargs):
             return None
         forward = model.__dict__["forward"] = Forward(model, self.state)
         call, short = forward.shortened(model, args, kwargs)
-        _pending.set((model, short))
+        stack = ExitStack()
+        stack.enter_context(_leaving(model, call, short))
+        _pending.set((model, short, stack))
         return None if call is None else ((), call)
 
 
@@ -119,6 +133,7 @@ class Finish(Patch):
         if pending is None or pending[0] is not model:
             return None
         _pending.set(None)
+        pending[2].close()
         return None if pending[1] is None else _finished(output, pending[1])
 
 
@@ -130,6 +145,15 @@ class Bypassed(Patch):
             compression = self.state.active
             if compression is not None:
                 compression.forget()
+
+
+def _give_up() -> None:
+    """Forget a call that `Heal` has shortened and that `Finish` has not seen, since it raised."""
+    pending = _pending.get()
+    _pending.set(None)
+    if pending is not None:
+        with suppress(GlobalCom2Error):
+            pending[2].close()
 
 
 def _chain(forward: Any) -> Iterator[Any]:

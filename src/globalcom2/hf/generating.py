@@ -15,6 +15,7 @@ from globalcom2.errors import InputError
 from globalcom2.hf.active import Patch, Short, inside
 from globalcom2.hf.cache import CACHE, Memory, cache_of, cached_length, recall, remember, with_cache_named
 from globalcom2.hf.direct import check_cache
+from globalcom2.hf.inside_hooks import around, run_on
 from globalcom2.hf.prompt import PIXELS
 
 
@@ -65,7 +66,7 @@ class Generate(Patch):
                 "gaps in positions for packed sequences. Use positions='closed'."
             )
         try:
-            with short.clock.phase("generation"):
+            with short.clock.phase("generation"), around(self.model, short.run):
                 out = self.original(_adapted(self.model, short.call, call["input_ids"], short.prompt.input_ids))
         finally:  # a streamer may have stopped the call after its cache was filled
             if cached_length(call.get(CACHE)) >= short.memory.short:
@@ -78,7 +79,8 @@ class Generate(Patch):
         """Go on from a cache that remembers its short prompt."""
         ids = call["input_ids"]
         call = memory.continued_prompt(call)
-        out = self.original(_adapted(self.model, call, ids, call["input_ids"]), memory)
+        with around(self.model, run_on(call.get(CACHE))):
+            out = self.original(_adapted(self.model, call, ids, call["input_ids"]), memory)
         return _restored(out, ids, call["input_ids"])
 
 
