@@ -403,6 +403,10 @@ def test_everything_can_be_attached(tiny):
         (CompressionConfig(), {"globalcom2_retention": 0.1, "globalcom2_method": "globalcom2"}),
         (CompressionConfig(0.2, "uniform"), {"globalcom2_retention": 0.2, "globalcom2_method": "uniform"}),
         (CompressionConfig(options={"alpha": 0.5}), {"globalcom2_method": "globalcom2:alpha=0.5"}),
+        (
+            CompressionConfig(newlines="from_3", thumbnail_weight=2.0, score="similarity"),
+            {"globalcom2_method": "globalcom2:score=similarity,newlines=from_3,thumbnail_weight=2.0"},
+        ),
     ],
 )
 def test_overrides_for_vllm(config, expected):
@@ -412,8 +416,7 @@ def test_overrides_for_vllm(config, expected):
 @pytest.mark.parametrize(
     "unusual",
     [
-        {"exact": False}, {"score": "attention"}, {"layer": -1}, {"newlines": "all"}, {"thumbnail_weight": 2.0},
-        {"positions": "original"}, {"thumbnail_order": "score"}, {"logits": "full"},
+        {"exact": False}, {"layer": -1}, {"positions": "original"}, {"thumbnail_order": "score"}, {"logits": "full"},
     ],
 )  # fmt: skip
 def test_what_an_engine_cannot_follow(unusual):
@@ -429,7 +432,7 @@ def test_an_engine_is_told_of_an_option_out_of_range_before_it_starts():
 
 
 def test_methods_that_an_engine_cannot_follow():
-    with pytest.raises(InputError, match="works on scores alone in an engine, got 'own'"):
+    with pytest.raises(InputError, match=r"an engine can follow, got 'own', which reads the feature of \[CLS\]"):
         CompressionConfig(method=Method("own", by_scores, reads=("cls",))).vllm_overrides()
     with pytest.raises(InputError, match="must be a registered one"):
         CompressionConfig(method=by_scores).vllm_overrides()

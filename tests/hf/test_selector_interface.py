@@ -350,19 +350,35 @@ def test_gradients_flow_through_sums(monkeypatch):
     assert inputs["pixel_values"].grad.abs().sum() > 0
 
 
-def test_an_engine_takes_methods_on_scores_alone(monkeypatch):
+def test_what_an_engine_gives_a_method(monkeypatch):
     from types import SimpleNamespace
 
     from globalcom2.integrations.vllm.options import METHOD, Options
 
-    for wants in ({"reads": ("cls",)}, {"layers": (0,)}, {"merges": True}, {"needs_features": True}):
+    def served():
+        return Options.of(SimpleNamespace(**{METHOD: "toy"}))
+
+    for wants, why in (
+        ({"reads": ("cls", "features")}, r"reads the feature of \[CLS\]"),
+        ({"reads": ("keys",)}, "reads attention keys"),
+        ({"layers": (0,)}, "reads scores of further layers"),
+        ({"merges": True}, "merges tokens that it drops"),
+    ):
         toys.register(monkeypatch, lambda views, ratio: None, **wants)
-        with pytest.raises(InputError, match="works on scores alone in an engine, got 'toy'"):
-            Options.of(SimpleNamespace(**{METHOD: "toy"}))
+        with pytest.raises(InputError, match=f"'toy' cannot be served: .* got 'toy', which {why}"):
+            served()
     toys.register(
         monkeypatch, lambda views, ratio, *, counts=None: Ranking(views.thumbnail_scores, views.scores), nested=False
     )
-    assert Options.of(SimpleNamespace(**{METHOD: "toy"})).method == "toy"
+    assert served().method == "toy"
+    assert not served().reads
+    for name in ("features", "crop_features"):
+        toys.register(
+            monkeypatch,
+            lambda views, ratio, name=name: Ranking(views.thumbnail_scores, views.crop_features.sum(-1)),
+            reads=(name,),
+        )
+        assert served().reads == {name}
 
 
 def everything_at_once(views, ratio, *, counts=None):

@@ -6,12 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoConfig
 
-from globalcom2 import CompressionConfig, InputError, UnsupportedModelError, Views, select
+import toys
+from globalcom2 import CompressionConfig, InputError, Ranking, UnsupportedModelError, Views, select
+from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.cli import main
+from globalcom2.core.groups import places_of
+from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.integrations import vllm as plugin
 from globalcom2.integrations.vllm import serving
 from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION, Options, without_ratio
+from globalcom2.mini import FOLDER
 
 
 def options(**settings) -> Options:
@@ -216,10 +222,80 @@ def test_an_engine_follows_a_methods_options():
     assert len(marks) == 2
 
 
-@pytest.mark.parametrize("text", ["globalcom2:layer=-1", "globalcom2:newlines=all", "globalcom2:preset=published"])
+@pytest.mark.parametrize("text", ["globalcom2:layer=-1", "globalcom2:exact=False", "globalcom2:preset=published"])
 def test_what_an_engine_cannot_follow(text):
     with pytest.raises(InputError, match=f"globalcom2_method '{text}' cannot be served: .* must be left out"):
         options(globalcom2_method=text)
+
+
+# What of `select` an engine follows
+
+
+@pytest.fixture(scope="module")
+def layout():
+    """Of a picture of 500x600 px in the mini model."""
+    return LlavaNextAdapter().layout(AutoConfig.from_pretrained(FOLDER), 600, 500)
+
+
+@pytest.mark.parametrize("text", ["", "newlines=none", "newlines=all", "newlines=from_2", "thumbnail_weight=2.5"])
+@pytest.mark.parametrize("ratio", [0.03, 0.1, 0.5])
+def test_placeholders_are_as_many_as_tokens_stay(text, ratio, layout):
+    engine = options(globalcom2_method=f"globalcom2:{text}" if text else "globalcom2")
+    torch.manual_seed(0)
+    views = Views.of(layout, torch.randn(3, layout.thumbnail_tokens), torch.randn(3, *layout.valid.shape), "logits")
+    kept = places_of(engine.select(views, ratio), layout)
+    assert kept.sum(1).tolist() == [engine.kept(layout, ratio)] * 3
+    told = dict([pair.split("=") for pair in filter(None, [text])])
+    told = {name: float(value) if name == "thumbnail_weight" else value for name, value in told.items()}
+    direct = places_of(select(views, ratio, **told), layout)
+    assert torch.equal(kept, direct)
+
+
+def test_rules_for_newlines_are_felt(layout):
+    torch.manual_seed(0)
+    views = Views.of(layout, torch.randn(1, layout.thumbnail_tokens), torch.randn(1, *layout.valid.shape), "logits")
+    texts = ("counted", "none", "all", "from_3")
+    rules = {text: options(globalcom2_method=f"globalcom2:newlines={text}") for text in texts}
+    newlines = {text: int(engine.select(views, 0.1).newlines.sum()) for text, engine in rules.items()}
+    assert newlines["none"] == 0 < newlines["from_3"] < newlines["counted"] <= newlines["all"] == layout.line_count
+    assert rules["counted"].kept(layout, 0.1) == rules["from_3"].kept(layout, 0.1) == rules["none"].kept(layout, 0.1)
+    assert rules["all"].kept(layout, 0.1) > rules["none"].kept(layout, 0.1)
+
+
+# Scores
+
+
+def spiky(views, ratio):
+    if views.score_type == "similarity":
+        raise InputError("score_type must not be similarity here.")
+    return Ranking(views.thumbnail_scores, views.scores)
+
+
+def test_a_method_gets_the_score_that_it_is_defined_on_or_is_refused(monkeypatch):
+    with_cls, without = ("logits", "attention", "similarity"), ("similarity",)
+    toys.register(monkeypatch, spiky, score="attention")
+    told = SimpleNamespace(globalcom2_method="toy")
+    assert Options.of(told, with_cls).score(with_cls) == "attention"
+    message = (
+        "'toy' cannot be served: score must be one of similarity .* got 'attention', on which method 'toy' is defined"
+    )
+    with pytest.raises(InputError, match=message):
+        Options.of(told, without)
+    with pytest.raises(InputError, match="score_type must not be similarity here"):
+        Options.of(SimpleNamespace(globalcom2_method="toy:score=similarity"), without)
+    assert Options.of(SimpleNamespace(), without).score(without) == "similarity"
+    assert options(globalcom2_method="globalcom2:score=received").score(SCORE_TYPES) == "received"
+    with pytest.raises(InputError, match=r"score must be one of similarity .* got 'received'\. Leave it to the model"):
+        Options.of(SimpleNamespace(globalcom2_method="globalcom2:score=received"), without)
+
+
+def test_what_fits_no_score_of_the_model_is_refused(monkeypatch):
+    told = SimpleNamespace(globalcom2_method="toy")
+    toys.register(monkeypatch, spiky)
+    assert Options.of(told).method == "toy"  # some model may suit it
+    assert Options.of(told, ("logits", "similarity")).method == "toy"
+    with pytest.raises(InputError, match="'toy' cannot be served: score_type must not be similarity"):
+        Options.of(told, ("similarity",))
 
 
 def test_a_dry_run_as_json(capsys):

@@ -40,8 +40,7 @@ def check_served(config: CompressionConfig, scores: tuple[str, ...] = SCORE_TYPE
     why = _out_of_reach(method)
     if why:
         raise InputError(
-            f"method must be one that an engine can give all that it asks for, got {method.name!r}, which {why}. Use "
-            "transformers for it."
+            f"method must be one that an engine can follow, got {method.name!r}, which {why}. Use transformers for it."
         )
     score = score_served(config, scores)
     # Where the model is not known, neither is its score type, and a method need not take all of them.
@@ -101,7 +100,7 @@ def _error(config: CompressionConfig, score: str) -> GlobalCom2Error | None:
     try:
         select(
             example(config.selector, score),
-            config.retention_ratio,
+            config.highest_ratio,
             config.method,
             newlines=config.newlines,
             thumbnail_weight=config.thumbnail_weight,

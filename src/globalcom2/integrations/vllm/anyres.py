@@ -14,17 +14,17 @@ from globalcom2.adapters.anyres import AnyresAdapter
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.llava_onevision import LlavaOnevisionAdapter
 from globalcom2.core.layout import Layout
-from globalcom2.core.scores import similarity
-from globalcom2.integrations.vllm.kernel import ClsOfKernel
-from globalcom2.integrations.vllm.model import ShortModel
+from globalcom2.integrations.vllm.kernel import SCORES, ClsOfKernel
+from globalcom2.integrations.vllm.model import Pass, ShortModel
 from globalcom2.integrations.vllm.processing import ServedFamily, as_base, short_runs
 
 
 class AnyresFamily(ServedFamily):
     """Describes an image by its height and width in px. The adapter makes the layout."""
 
-    def __init__(self, adapter: AnyresAdapter):
+    def __init__(self, adapter: AnyresAdapter, scores: tuple[str, ...]):
         self.adapter = adapter
+        self.scores = scores
 
     def check(self, config: Any) -> None:  # noqa: D102
         self.adapter.check(as_base(config))
@@ -36,12 +36,21 @@ class AnyresFamily(ServedFamily):
         return self.adapter.layout(config, first, second)
 
 
-LLAVA_NEXT = AnyresFamily(LlavaNextAdapter())
-ONEVISION = AnyresFamily(LlavaOnevisionAdapter())
+LLAVA_NEXT = AnyresFamily(LlavaNextAdapter(), SCORES)
+ONEVISION = AnyresFamily(LlavaOnevisionAdapter(), ("similarity",))
 
 
 class AnyresModel(ShortModel):
-    """What the two models share: how many views an image has, and the names of weights."""
+    """What the two models share: how many views an image has, what their projector reads, and the names of weights."""
+
+    multi_modal_projector: torch.nn.Module
+
+    def install(self) -> None:  # noqa: D102
+        super().install()
+        self.multi_modal_projector.register_forward_pre_hook(lambda module, args: self.watch.note("tower", args[0]))
+
+    def features(self, made: Pass) -> Tensor:  # noqa: D102
+        return torch.cat(made.seen["tower"])
 
     def view_counts(self, fields: dict[str, Any], layouts: list[Layout]) -> list[int]:
         """How many views of each image the tower sees: the processor fills up all images of a call to one number."""
@@ -76,8 +85,8 @@ class LlavaNext(AnyresModel, ClsOfKernel, llava_next.LlavaNextForConditionalGene
         """The attention of the last layer: vLLM builds the tower only as far as the features need."""
         return self.vision_tower.vision_model.encoder.layers[-1].self_attn
 
-    def scores(self, seen: list[tuple[Tensor, Tensor]], runs: list[Tensor], counts: list[int]) -> Tensor:  # noqa: D102
-        return torch.cat([self.row(*given) for given in seen])[:, 1:]
+    def of_tokens(self, rows: Tensor, made: Pass) -> Tensor:  # noqa: D102
+        return rows[:, 1:]
 
 
 @short_runs(
@@ -88,12 +97,6 @@ class LlavaNext(AnyresModel, ClsOfKernel, llava_next.LlavaNextForConditionalGene
 )
 class LlavaOnevision(AnyresModel, llava_onevision.LlavaOnevisionForConditionalGeneration):
     """vLLM's LLaVA-OneVision with short runs; videos keep theirs."""
-
-    def install(self) -> None:  # noqa: D102
-        self.multi_modal_projector.register_forward_pre_hook(lambda module, args: self.watch.note(args[0]))
-
-    def scores(self, seen: list[Tensor], runs: list[Tensor], counts: list[int]) -> Tensor:  # noqa: D102
-        return similarity(torch.cat(seen))
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
         return ONEVISION.adapter.arrange(views, layout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from vllm.distributed import (
@@ -18,12 +17,15 @@ from vllm.transformers_utils.processors.internvl import calculate_internvl_targe
 from globalcom2.adapters.internvl import InternVLAdapter
 from globalcom2.core.layout import Layout, unpacked
 from globalcom2.errors import UnsupportedModelError
-from globalcom2.integrations.vllm.kernel import ClsOfKernel
+from globalcom2.integrations.vllm.kernel import SCORES, ClsOfKernel
+from globalcom2.integrations.vllm.model import Pass
 from globalcom2.integrations.vllm.processing import ServedFamily, short_runs
 
 
 class InternVLFamily(ServedFamily):
     """Describes an image by the rows and columns of its crops, 0 and 0 for an image of one view."""
+
+    scores = SCORES
 
     def describe(self, info: Any, width: int, height: int, arguments: Mapping[str, object]) -> tuple[int, int]:  # noqa: D102
         processor = info.get_hf_processor(**arguments)
@@ -81,10 +83,12 @@ class ShuffledPatches(ClsOfKernel):
 
     shared = ("image_token_id",)
 
-    def scores(self, seen: list[tuple[Tensor, Tensor]], runs: list[Tensor], counts: list[int]) -> Tensor:  # noqa: D102
-        rows = _of_all_views(self, torch.cat([self.row(*given) for given in seen]), sum(counts))
+    def of_tokens(self, rows: Tensor, made: Pass) -> Tensor:  # noqa: D102
         # vLLM's model has the two things that the adapter reads of a model: its pixel shuffle and its configuration.
-        return ADAPTER.scores(self, rows)
+        return ADAPTER.scores(self, _of_all_views(self, rows, sum(made.counts)))
+
+    def features(self, made: Pass) -> Tensor:  # noqa: D102
+        return made.all_views()
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
         return ADAPTER.arrange(views, layout)

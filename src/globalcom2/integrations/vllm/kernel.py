@@ -1,4 +1,4 @@
-"""The [CLS] row of attention logits from what a tower's attention kernel is given."""
+"""Scores from what a tower's attention kernel is given; the tower has [CLS] first."""
 
 from __future__ import annotations
 
@@ -8,24 +8,35 @@ import torch
 from torch import Tensor
 from vllm.distributed import tensor_model_parallel_all_reduce
 
-from globalcom2.core.attention import attention_row
-from globalcom2.integrations.vllm.model import ShortModel
+from globalcom2.adapters.tap import reader
+from globalcom2.core.scores import similarity
+from globalcom2.integrations.vllm.model import Pass, ShortModel
+
+SCORES = ("logits", "attention", "mean_query", "received", "similarity")
+"""Score types of a tower with [CLS], the default first."""
 
 
 class ClsOfKernel(ShortModel):
     """Reads queries and keys (after their norms) of one attention module of the tower."""
-
-    saliency = "logits"
 
     def attention(self) -> Any:
         """The attention module of the deepest layer that the features come from; its `attn` is the kernel."""
         raise NotImplementedError
 
     def install(self) -> None:  # noqa: D102
-        self.attention().attn.register_forward_pre_hook(lambda module, args: self.watch.note(args[:2]))
+        self.attention().attn.register_forward_pre_hook(lambda module, args: self.watch.note("attention", args[:2]))
+
+    def scores(self, made: Pass) -> Tensor:  # noqa: D102
+        if self.saliency == "similarity":
+            return similarity(self.features(made))
+        return self.of_tokens(torch.cat([self.row(*given) for given in made.seen["attention"]]), made)
+
+    def of_tokens(self, rows: Tensor, made: Pass) -> Tensor:
+        """Scores (views, tokens) from rows (views, sequence) of all patches and [CLS]."""
+        raise NotImplementedError
 
     def row(self, query: Tensor, key: Tensor) -> Tensor:
-        """Logits (views, sequence) averaged over the heads of all ranks, so that all ranks choose the same tokens.
+        """A row (views, sequence) of attention averaged over the heads of all ranks, so that all ranks choose the same tokens.
 
         Args:
             query: (views, sequence, heads of this rank * head_dim).
@@ -39,5 +50,6 @@ class ClsOfKernel(ShortModel):
         if own == 0:
             row = query.new_zeros(query.shape[0], query.shape[2], dtype=torch.float32)
         else:
-            row = attention_row(query[:, :own], key[:, :own], None, attention.scale, 0, False) * (own / heads)
+            read = reader(self.saliency, 0)
+            row = read(query[:, :own], key[:, :own], None, attention.scale) * (own / heads)
         return row if getattr(attention, "tp_size", 1) == 1 else tensor_model_parallel_all_reduce(row)

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from globalcom2.core.groups import places_of
 from globalcom2.core.layout import Layout
-from globalcom2.core.selection import select
+from globalcom2.core.scores import similarity
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
 from globalcom2.integrations.vllm.options import MILLION, Options
 from globalcom2.integrations.vllm.processing import FIELD, ServedFamily
 
 
+class Pass(NamedTuple):
+    """One pass of the encoder over some images."""
+
+    seen: dict[str, list[Any]]
+    """What hooks noted, by the name that they noted it under."""
+    runs: list[Tensor]
+    """Per image, the embeddings of its whole run."""
+    counts: list[int]
+    """Per image, how many views the tower saw."""
+
+    def all_views(self) -> Tensor:
+        """The embeddings (views, tokens, dim) in the tower's order, where runs have nothing but views in that order."""
+        return torch.cat([run.unflatten(0, (count, -1)) for run, count in zip(self.runs, self.counts, strict=True)])
+
+
 class Watch:
     """Keeps what hooks see of one pass of the encoder, and nothing at other times."""
 
     def __init__(self) -> None:
-        self.seen: list[Any] | None = None
+        self.seen: dict[str, list[Any]] | None = None
 
-    def __enter__(self) -> list[Any]:
-        self.seen = []
+    def __enter__(self) -> dict[str, list[Any]]:
+        self.seen = {}
         return self.seen
 
     def __exit__(self, *error: object) -> None:
         self.seen = None
 
-    def note(self, value: Any) -> None:
-        """Keep `value`, if a pass is being watched. Hooks call this."""
+    def note(self, name: str, value: Any) -> None:
+        """Keep `value` under a name, if a pass is being watched. Hooks call this."""
         if self.seen is not None:
-            self.seen.append(value)
+            self.seen.setdefault(name, []).append(value)
 
 
 class ShortModel:
@@ -43,8 +58,8 @@ class ShortModel:
         family: What processor and model agree on; set by `short_runs`.
         flat: Names of fields with one entry per view. Other fields have one per image.
         shared: Names of fields that belong to no image.
-        saliency: The `score_type` of `Views`, under another name: vLLM has a `score_type` that means something else.
         watch: Keeps what the hooks see.
+        saliency: The `score_type` of `Views`, under another name: vLLM has a `score_type` that means something else.
         options: The engine's settings.
         room: Visual tokens that an uncompressed engine would encode at once.
     """
@@ -52,9 +67,9 @@ class ShortModel:
     family: ServedFamily
     flat: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
-    saliency = "similarity"
     config: Any
     watch: Watch
+    saliency: str
     options: Options
     room: int
 
@@ -68,27 +83,26 @@ class ShortModel:
             )
         # These are neither modules nor parameters, so they stay out of nn.Module's registries.
         self.__dict__["watch"] = Watch()
-        self.__dict__["options"] = Options.of(self.config)
+        self.__dict__["options"] = Options.of(self.config, self.family.scores)
+        self.__dict__["saliency"] = self.options.score(self.family.scores)
         self.__dict__["room"] = vllm_config.scheduler_config.max_num_batched_tokens
         if not vllm_config.model_config.multimodal_config.get_limit_per_prompt("image"):
             return  # an engine for text alone builds no tower
         self.install()
 
     def install(self) -> None:
-        """Put hooks on the modules whose inputs `scores` needs; they call `self.watch.note`."""
+        """Put hooks on the modules whose inputs `scores` and `features` need; they call `self.watch.note`."""
 
-    def scores(self, seen: list[Any], runs: list[Tensor], counts: list[int]) -> Tensor:
-        """Scores (views, tokens) in the tower's order.
+    def scores(self, made: Pass) -> Tensor:
+        """Scores (views, tokens) in the tower's order, of the type `saliency`."""
+        return similarity(self.features(made))
 
-        Args:
-            seen: What hooks noted.
-            runs: Per image, the embeddings of its whole run.
-            counts: Per image, how many views the tower saw.
-        """
+    def features(self, made: Pass) -> Tensor:
+        """Features (views, tokens, dim) in the tower's order: those that `tower_features` of the family's adapter has."""
         raise NotImplementedError
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:
-        """Scores (views, tokens) of one image with the thumbnail first."""
+        """Values of one image's views, (views, tokens, ...) in the tower's order, with the thumbnail first."""
         return views
 
     def short_run(self, run: Tensor, kept: Tensor, extra: dict[str, Any]) -> Tensor:
@@ -141,14 +155,12 @@ class ShortModel:
         extra = {name: fields.pop(name) for name in list(fields) if name.startswith("globalcom2_")}
         with self.watch as seen:
             runs = list(super().embed_multimodal(**fields))
-        # A tower that overflows must not stop the engine: it does not without compression either.
-        scores = self.scores(seen, runs, counts).float().nan_to_num()
-        parts = zip(scores.split(counts), layouts, strict=True)
-        views = [self.arrange(part[: layout.views], layout) for part, layout in parts]
+        views = self._views(Pass(seen, runs, counts), layouts)
         kept: dict[int, Tensor] = {}
         for layout, ratio in dict.fromkeys(zip(layouts, ratios, strict=True)):
             same = [i for i, pair in enumerate(zip(layouts, ratios, strict=True)) if pair == (layout, ratio)]
-            kept |= zip(same, self._places(torch.stack([views[i] for i in same]), layout, ratio), strict=True)
+            stacked = {name: torch.stack([own[i] for i in same]) for name, own in views.items()}
+            kept |= zip(same, self._places(stacked, layout, ratio), strict=True)
         places = [kept[i] for i in range(len(runs))]
         # The host waits for the device here, once for all images.
         masks = torch.cat(places).cpu().split([len(own) for own in places])
@@ -157,10 +169,28 @@ class ShortModel:
             for i, run in enumerate(runs)
         ]
 
-    def _places(self, stacked: Tensor, layout: Layout, ratio: float) -> Tensor:
-        """Which places of the run stay, bool (images, places), from scores (images, views, tokens), thumbnail first."""
-        views = Views.of(layout, stacked[:, 0], stacked[:, 1:], self.saliency)
-        return places_of(select(views, ratio, self.options.method, check=False), layout)
+    def _views(self, made: Pass, layouts: list[Layout]) -> dict[str, list[Tensor]]:
+        """What the method reads: per name and image, (views, tokens, ...) with the thumbnail first."""
+        # A tower that overflows must not stop the engine: it does not without compression either.
+        read = {"scores": self.scores(made).float().nan_to_num()}
+        if self.options.reads:
+            read["features"] = self.features(made)
+        return {
+            name: [
+                self.arrange(own[: layout.views], layout)
+                for own, layout in zip(values.split(made.counts), layouts, strict=True)
+            ]
+            for name, values in read.items()
+        }
+
+    def _places(self, stacked: dict[str, Tensor], layout: Layout, ratio: float) -> Tensor:
+        """Which places of the run stay, bool (images, places), from what `_views` made of images of one layout."""
+        scores, features = stacked["scores"], stacked.get("features")
+        more: dict[str, Tensor] = {}
+        if features is not None:
+            more = {"features": features} if "features" in self.options.reads else {"crop_features": features[:, 1:]}
+        views = Views.of(layout, scores[:, 0], scores[:, 1:], self.saliency, **more)
+        return places_of(self.options.select(views, ratio), layout)
 
 
 def indices(mask: Tensor, device: torch.device) -> Tensor:

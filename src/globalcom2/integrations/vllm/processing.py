@@ -15,7 +15,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems
 from vllm.multimodal.processing import PromptUpdateDetails
 
-from globalcom2.core.layout import Layout, kept_places
+from globalcom2.core.layout import Layout
 from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.integrations.vllm.metrics import count_tokens
 from globalcom2.integrations.vllm.options import MILLION, RETENTION, Options, without_ratio
@@ -28,7 +28,13 @@ ModelT = TypeVar("ModelT", bound=type)
 
 
 class ServedFamily(ABC):
-    """What processor and model of a family must agree on: how an image of some size becomes a run of placeholders."""
+    """What processor and model of a family must agree on: how an image of some size becomes a run of placeholders.
+
+    Attributes:
+        scores: Score types that the model's side reads, the one first that it reads where no method names one.
+    """
+
+    scores: tuple[str, ...] = ("similarity",)
 
     def check(self, config: Any) -> None:  # noqa: B027 - most families have nothing to refuse
         """Raise a `GlobalCom2Error` for a configuration that cannot be compressed."""
@@ -64,7 +70,7 @@ class ShortInfo:
                 f"{RETENTION} of the engine must be set with hf_overrides, got mm_processor_kwargs, which some families "
                 f"pass on to processors that do not know it. Use --hf-overrides '{{\"{RETENTION}\": 0.1}}'."
             )
-        return Options.of(self.get_hf_config())
+        return Options.of(self.get_hf_config(), self.family.scores)
 
     def ratio(self, arguments: Mapping[str, object]) -> float:
         """The ratio that a request gets.
@@ -139,7 +145,7 @@ class ShortProcessor:
                     f"an image must have {len(layout.slots)} placeholders in vLLM, got {sum(places)}. Its processor cuts "
                     "images otherwise than globalcom2 thinks; please report it with the image's size."
                 )
-            return self.run(ids, places, kept_places(layout, millionths / MILLION))
+            return self.run(ids, places, self.info.options.kept(layout, millionths / MILLION))
 
         return replace(update, replacement=replacement)
 
@@ -187,7 +193,8 @@ class ShortProcessor:
             return placeholders, placeholders
         family, config = self.info.family, self.info.get_hf_config()
         layouts = [family.layout(config, *family.describe(self.info, *size, rest)) for size in sizes]
-        return sum(len(layout.slots) for layout in layouts), sum(kept_places(layout, ratio) for layout in layouts)
+        kept = self.info.options.kept
+        return sum(len(layout.slots) for layout in layouts), sum(kept(layout, ratio) for layout in layouts)
 
 
 def _sizes(mm_items: Any) -> list[tuple[int, int]]:

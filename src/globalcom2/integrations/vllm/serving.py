@@ -95,8 +95,8 @@ def command(
     """
     settings = config.vllm_overrides()
     if floor is not None:
-        if check_ratio(floor) > config.retention_ratio:
-            raise InputError(f"floor must be at most the retention {config.retention_ratio:g}, got {floor:g}.")
+        if check_ratio(floor) > config.highest_ratio:
+            raise InputError(f"floor must be at most the retention {config.highest_ratio:g}, got {floor:g}.")
         settings[FLOOR] = float(floor)
     flags, given = _without_overrides(flags)
     for name in (RETENTION, FLOOR, METHOD):

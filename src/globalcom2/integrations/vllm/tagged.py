@@ -16,8 +16,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails, cached_encode
 
 from globalcom2.core.layout import Layout, unpacked
-from globalcom2.core.scores import similarity
-from globalcom2.integrations.vllm.model import ShortModel, indices
+from globalcom2.integrations.vllm.model import Pass, ShortModel, indices
 from globalcom2.integrations.vllm.processing import FIELD, ServedFamily, ShortProcessor, short_runs
 
 SPAN = "globalcom2_span"
@@ -77,9 +76,8 @@ class TaggedModel(ShortModel):
     flat = ("pixel_values", "pixel_attention_mask")
     model: Any
 
-    def scores(self, seen: list[Any], runs: list[Tensor], counts: list[int]) -> Tensor:  # noqa: D102
-        views = zip(runs, counts, strict=True)
-        return similarity(torch.cat([run.unflatten(0, (count, -1)) for run, count in views]))
+    def features(self, made: Pass) -> Tensor:  # noqa: D102
+        return made.all_views()
 
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:  # noqa: D102
         return views.roll(1, 0)
