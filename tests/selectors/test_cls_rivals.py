@@ -370,6 +370,14 @@ def test_sets_of_different_sizes_in_one_batch(name):
             assert sorted(kept) == sorted(expected_set(name, views, image, 1 + crop, list(range(36)), count))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_they_leave_their_input_alone(name):
+    views, before = made(), made()
+    select(views, 0.2, name)
+    for tensor in ("scores", "thumbnail_scores", "features", "keys", "layer_scores", "valid"):
+        assert torch.equal(getattr(views, tensor), getattr(before, tensor))
+
+
 @pytest.mark.parametrize("name", PER_VIEW)
 def test_views_without_a_thumbnail_are_treated_alike(name):
     views, videos = made(), made(thumbnail=False, guidance=torch.zeros(2, 4, 36))
