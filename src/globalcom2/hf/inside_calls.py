@@ -14,7 +14,7 @@ from globalcom2.hf.active import Short
 from globalcom2.hf.cache import CACHE
 from globalcom2.hf.inside import Drops, drops_of
 from globalcom2.hf.inside_hooks import ON_OUTPUT, layers_of
-from globalcom2.hf.inside_report import insides_of
+from globalcom2.hf.inside_report import Inside, columns_of
 from globalcom2.hf.inside_run import Run
 from globalcom2.hf.packed import ENDS, FULL, layer_kinds
 from globalcom2.hf.positions import begins_of_samples
@@ -153,15 +153,15 @@ class Leaving:
 
     def entries(self) -> list[list[ImageReport]]:
         """The report's entries of each modality, which tell of tokens that left."""
-        chosen = self.chosen
-        insides = [
-            insides_of(self.run, chosen.prompt, visuals, places, self.depth)
-            for visuals, places in zip(self.found, chosen.places, strict=True)
-        ]
-        return [
-            [replace(entry, inside=own) for entry, own in zip(entries, mine, strict=True)]
-            for entries, mine in zip(chosen.entries, insides, strict=True)
-        ]
+        chosen, found = self.chosen, []
+        for entries, visuals, places in zip(chosen.entries, self.found, chosen.places, strict=True):
+            columns = columns_of(chosen.prompt, visuals.placeholder, visuals.lengths)
+            insides = [
+                Inside(self.run, entry.row, own, order, self.depth)
+                for entry, own, order in zip(entries, columns, places, strict=True)
+            ]
+            found.append([replace(entry, inside=own) for entry, own in zip(entries, insides, strict=True)])
+        return found
 
     def mark(self, short: Short, outputs: dict[str, Any], how: Rewriting) -> Short:
         """The call, with the run where the forward finds it."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from globalcom2.hf.inside_run import Run
 from globalcom2.hf.prompt import ShortPrompt
-
-if TYPE_CHECKING:
-    from globalcom2.hf.visuals import Visuals
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,24 +41,18 @@ class Inside:
         return [counts[min(self.run.drops.done(layer), len(left))] for layer in range(self.layers)]
 
 
-def insides_of(run: Run, prompt: ShortPrompt, visuals: Visuals, places: list[Tensor], layers: int) -> list[Inside]:
-    """One per image or video of a modality.
+def columns_of(prompt: ShortPrompt, placeholder: Tensor, lengths: list[int]) -> list[Tensor]:
+    """Per image or video, where the tokens that stay stand in the short prompt, int (kept,).
 
     Args:
-        run: The call's.
         prompt: The short prompt, on the host.
-        visuals: The call's images, or its videos.
-        places: Per image, the places of its run that stay, in the order in which they are read.
-        layers: Layers of the language model.
+        placeholder: bool (batch, long), on the host: places of the full prompts that a modality fills.
+        lengths: Number of placeholders of each image or video.
     """
-    column = torch.full(visuals.placeholder.shape, -1)
+    column = torch.full(placeholder.shape, -1)
     own = torch.where(prompt.real, torch.arange(prompt.index.shape[1]), -1)
-    column = column.scatter_reduce(1, prompt.index, own, "amax")
-    runs = column[visuals.placeholder].split(visuals.lengths)
-    return [
-        Inside(run, row, columns[columns >= 0], order, layers)
-        for row, columns, order in zip(visuals.rows, runs, places, strict=True)
-    ]
+    runs = column.scatter_reduce(1, prompt.index, own, "amax")[placeholder].split(lengths)
+    return [run[run >= 0] for run in runs]
 
 
 def inside_text(counted: Any) -> str:

@@ -20,6 +20,7 @@ from globalcom2.drawing.page import in_frame, kept_page
 from globalcom2.drawing.panel import Panel
 from globalcom2.drawing.pictures import Pictures
 from globalcom2.errors import GlobalCom2Error, InputError
+from globalcom2.hf.inside_report import Inside, inside_text
 from globalcom2.hf.pixels import Pixels
 
 NOTHING_COMPRESSED = (
@@ -36,7 +37,7 @@ FRAME = 900
 """Height of a notebook's drawing, in px: all of 3 x 3 crops beside their thumbnail."""
 COLUMNS = (
     "modality", "row", "grid", "token_grid", "thumbnail_grid", "retention_ratio", "tokens_before", "tokens_after",
-    "retained", "thumbnail_ratio", "crop_ratios",
+    "retained", "tokens_inside", "mean_retention", "thumbnail_ratio", "crop_ratios",
 )  # fmt: skip
 """Keys of an entry's `to_dict`, and columns of `to_pandas`."""
 
@@ -62,13 +63,16 @@ class ImageReport:
     """float (crops, tokens), each crop's own, row-major in the crop; None at a ratio of 1."""
     retention_ratio: float = field(default=1.0, kw_only=True)
     """What it was selected for: the call's ratio, or its own where a limit or "auto" decides; 1 if it stayed whole."""
+    inside: Inside | None = field(default=None, kw_only=True)
+    """What became of its tokens inside the language model; None where none left there."""
     pixels: Pixels | None = field(default=None, kw_only=True)
     """What the vision tower saw of it, as long as the caller keeps the call's pixels."""
 
     def __repr__(self) -> str:
         shape = Panel(self).crops_name
         return (
-            f"ImageReport({self.modality}, row {self.row}, {shape}, {self.tokens_before} -> {self.tokens_after} tokens)"
+            f"ImageReport({self.modality}, row {self.row}, {shape}, {self.tokens_before} -> {self.tokens_after} tokens"
+            f"{inside_text(self)})"
         )
 
     def _repr_html_(self) -> str:
@@ -92,13 +96,31 @@ class ImageReport:
 
     @cached_property
     def tokens_after(self) -> int:
-        """Visual tokens that the language model read, newlines included."""
+        """Visual tokens of the prompt that the language model was given, newlines included."""
         return int(self.kept.sum())
 
     @property
     def retained(self) -> float:
-        """Fraction of the visual tokens that were kept."""
+        """Fraction of the visual tokens that the prompt kept."""
         return self.tokens_after / max(self.tokens_before, 1)
+
+    @property
+    def kept_inside(self) -> list[Tensor]:
+        """For each drop inside the language model, bool (placeholders,), on the host: places of the full prompt left."""
+        return [] if self.inside is None else self.inside.masks(self.tokens_before)
+
+    @property
+    def tokens_inside(self) -> list[int]:
+        """Visual tokens left after each drop inside the language model; empty where none leave there."""
+        return [int(mask.sum()) for mask in self.kept_inside]
+
+    @property
+    def mean_retention(self) -> float:
+        """Fraction of the visual tokens that a layer of the language model read, mean over its layers."""
+        if self.inside is None:
+            return self.retained
+        read = self.inside.by_layer(self.tokens_after, self.tokens_inside)
+        return sum(read) / len(read) / max(self.tokens_before, 1)
 
     @cached_property
     def thumbnail_ratio(self) -> float | None:
@@ -134,6 +156,8 @@ class ImageReport:
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
             "retained": self.retained,
+            "tokens_inside": self.tokens_inside,
+            "mean_retention": self.mean_retention,
             "thumbnail_ratio": self.thumbnail_ratio,
             "crop_ratios": self.crop_ratios,
         }
@@ -183,7 +207,7 @@ class Report(Sequence[ImageReport]):
         counts = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
         limits = "".join(f"{name}={value}, " for name, value in self.limits.to_dict().items())
         ratio = ratio_text(self.retention_ratio)
-        return f"Report({self.method!r}, retention_ratio={ratio}, {limits}{entries}, {counts})"
+        return f"Report({self.method!r}, retention_ratio={ratio}, {limits}{entries}, {counts}{inside_text(self)})"
 
     def __str__(self) -> str:
         lines = [repr(self), *(f"  {number}: {entry!r}" for number, entry in enumerate(self.images[:MOST_LINES]))]
@@ -208,8 +232,24 @@ class Report(Sequence[ImageReport]):
 
     @property
     def tokens_after(self) -> int:
-        """Visual tokens of all images and videos that the language model read."""
+        """Visual tokens of all images and videos in the prompts that the language model was given."""
         return sum(image.tokens_after for image in self)
+
+    @property
+    def tokens_inside(self) -> list[int]:
+        """Visual tokens of all images and videos left after each drop inside the language model."""
+        return [sum(counts) for counts in zip(*(image.tokens_inside for image in self), strict=True)]
+
+    @property
+    def mean_retention(self) -> float | None:
+        """Fraction of all visual tokens that a layer of the language model read, mean over its layers; None without any."""
+        read = sum(image.mean_retention * image.tokens_before for image in self)
+        return read / self.tokens_before if self.tokens_before else None
+
+    @property
+    def inside(self) -> Inside | None:
+        """Of the first image or video whose tokens left inside the language model; None where none did."""
+        return next((image.inside for image in self if image.inside is not None), None)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -224,6 +264,8 @@ class Report(Sequence[ImageReport]):
             "method": self.method,
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
+            "tokens_inside": self.tokens_inside,
+            "mean_retention": self.mean_retention,
             "seconds": self.seconds,
             "images": [image.to_dict() for image in self],
         }
@@ -275,7 +317,8 @@ class Clock:
 
 def _arrow(counted: ImageReport | Report) -> str:
     before, after = counted.tokens_before, counted.tokens_after
-    return f"{before:,} → {after:,} visual tokens" + (f" ({after / before:.1%})" if before else "")
+    share = f" ({after / before:.1%})" if before else ""
+    return f"{before:,} → {after:,} visual tokens{share}{inside_text(counted)}"
 
 
 def check_entry(entry: object) -> ImageReport:
