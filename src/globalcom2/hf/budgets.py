@@ -1,4 +1,4 @@
-"""How much every image of a call may keep: a ratio each, from sizes, or from what the thumbnails show."""
+"""How much every image of a call may keep: a ratio each, from sizes, or from what the images show."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def ratios_of_sizes(settings: CompressionConfig, found: list[Visuals]) -> Ratios
 
 
 def ratios_of_content(settings: CompressionConfig, found: list[Visuals], batches: list[list[Batch]]) -> Ratios:
-    """What thumbnails ask for, under the limits. The host waits for the device.
+    """What the images' scores ask for, under the limits. The host waits for the device.
 
     Raises:
         InputError: As in `ratios_of_sizes`.
     """
-    spreads = [spread(batch.thumbnails.detach()) for own in batches for batch in own]
+    spreads = [spread(batch.views) for own in batches for batch in own]
     left = iter(torch.cat(spreads).tolist() if spreads else [])
     floor, ceiling = settings.auto_floor, settings.auto_ceiling
     asked: Ratios = [[floor] * len(visuals.layouts) for visuals in found]

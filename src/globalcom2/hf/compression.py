@@ -65,8 +65,8 @@ def compress(
     Args:
         model: A transformers model of a supported family (`list_models()`), also inside PEFT, torch.compile or DDP.
         retention_ratio: Fraction of the visual tokens that the language model reads, in (0, 1]. 1.0 is the unpatched
-            model, bit for bit. "auto": each image's own, between `auto_floor` and `auto_ceiling`, by how spread out its
-            thumbnail's scores are; totals then follow the content. Default: 0.1, or 1.0 with a limit in tokens.
+            model, bit for bit. "auto": each image's own, between `auto_floor` and `auto_ceiling`, the higher the more evenly
+            its crops' scores are spread; totals then follow the content. Default: 0.1, or 1.0 with a limit in tokens.
         method: A name from `list_methods()`, also with options as on the command line ("globalcom2:alpha=0.5,layer=-1"); a
             `Method`; or a function(views, retention_ratio, **options) that returns a `Ranking` and reads scores alone.
             Default: "globalcom2".
