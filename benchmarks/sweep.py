@@ -20,7 +20,8 @@ from globalcom2 import load_mini
 from globalcom2._version import __version__
 from globalcom2.core.presets import preset_settings
 from globalcom2.lab.dataset import load_examples
-from globalcom2.lab.evals import EvalSetting, Journal, evaluate, journal_header
+from globalcom2.lab.evals import EvalSetting, evaluate
+from globalcom2.lab.journal import Journal, journal_header
 from globalcom2.lab.labels import FULL
 from globalcom2.lab.machine import machine
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from globalcom2.adapters.families import get_family, list_models
 from globalcom2.lab.dataset import load_examples
 from globalcom2.lab.estimates import estimate_costs, named_configs
-from globalcom2.lab.evals import markdown_table
 from globalcom2.lab.intervals import Bootstrap, interval
 from globalcom2.lab.labels import FULL, label, options_label, percent
+from globalcom2.lab.summaries import markdown_table
 from globalcom2.mini import EVALUATION_SET
 
 ROOT = Path(__file__).parent.parent

@@ -68,25 +68,30 @@ def test_a_saved_configuration(monkeypatch, capsys, tmp_path):
 
 def test_what_is_left_is_in_proportion(monkeypatch):
     """Two batches of 2 of one size, one of 1; 10 s per image with all tokens and 1 s at the lowest ratio."""
+    from contextlib import nullcontext
+
     from globalcom2.lab import durations, evals
 
     examples = [Example(n, b"", (Question("k", "q", "a"),)) for n in range(5)]
     monkeypatch.setattr(evals.Example, "size", (1, 1), raising=False)
     settings = settings_of(["uniform", "random"], [0.5, 0.1])
     pace = {1.0: 10.0, 0.5: 99.0, 0.1: 1.0}
+    tower = {1.0: 0.0, 0.1: 0.25}  # what the second setting need not spend any more
     answered = []
 
-    def answer(model, processor, block, name, batch):
-        answered.append((name, [example.number for example in batch]))
-        ratio = next(s.retention_ratio for s in settings if s.name == name)
-        return [Outcome(name, example.number, [True], 5, pace[ratio]) for example in batch]
+    def answer(model, processor, setting, batch, shared=None):
+        answered.append((setting.name, [example.number for example in batch]))
+        ratio = setting.retention_ratio
+        return [Outcome(setting.name, e.number, [True], 5, pace[ratio], saved_seconds=tower[ratio]) for e in batch]
 
-    monkeypatch.setattr(durations, "answer_examples", answer)
+    monkeypatch.setattr(durations, "answer_in", answer)
+    monkeypatch.setattr(durations, "shared_tower", nullcontext)
     journal = Journal(None, {})
-    expected = 3 * 10 + 2 * 5 * (1 + 9 * 0.4 / 0.9) + (3 + 5) * 1  # the first batch is done at 1 and at 0.1
+    alone = 3 * 10 + 2 * 5 * (1 + 9 * 0.4 / 0.9) + (3 + 5) * 1  # the first batch is done at 1 and at 0.1
+    expected = alone - (3 + 2 * 5 + 3 + 5) * 0.25 + 5 * 0.25
     assert abs(seconds_left(None, None, examples, settings, 2, journal) - expected) < 1e-9
     first, least = settings[0].name, settings[3].name
-    assert answered == [(first, [0]), (first, [0, 1]), (least, [0]), (least, [0, 1])]
+    assert answered == [(first, [0]), (least, [0]), (first, [0, 1]), (least, [0, 1])]
     assert set(journal.found) == {(name, n) for name in (first, least) for n in (0, 1)}
     assert abs(seconds_left(None, None, examples, settings, 2, journal) - expected) < 1e-9
     assert len(answered) == 4  # a resumed run times nothing again

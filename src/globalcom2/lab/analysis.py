@@ -18,8 +18,10 @@ from globalcom2.core.views import Views
 from globalcom2.hf.compression import Compression, compress
 from globalcom2.hf.unknown_grid import GRID_UNKNOWN
 from globalcom2.lab.dataset import Example
-from globalcom2.lab.evals import Outcome, answer_examples, batches, summarize
+from globalcom2.lab.evals import answer_examples, batches
+from globalcom2.lab.journal import Outcome
 from globalcom2.lab.labels import FULL
+from globalcom2.lab.summaries import summarize
 
 Crops = Callable[[Tensor], Tensor]
 """Which crops stay, bool (batch, crops), from the importance of each, float (batch, crops)."""

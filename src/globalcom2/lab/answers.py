@@ -90,6 +90,39 @@ def answer_questions(
     return Answers(answers, (head == token).sum(1).tolist())
 
 
+@torch.inference_mode()
+def answer_apart(
+    model: Any, processor: Any, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int
+) -> Answers:
+    """Greedy answers as `answer_questions` gives them, each question in a call of its own with its image.
+
+    For settings in which the question decides what is dropped.
+
+    Args:
+        model: A supported model in eval mode.
+        processor: Its processor, which pads on the left.
+        images: RGB images.
+        questions: For each image its questions, the same number for all.
+        max_new_tokens: Length of the longest answer.
+    """
+    answers: list[list[str]] = [[] for _ in images]
+    placeholders: list[int] = []
+    for asked in zip(*questions, strict=True):
+        inputs = processor(
+            text=[chat_prompt(processor, text) for text in asked],
+            images=[[image] for image in images],
+            return_tensors="pt",
+            padding=True,
+        ).to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, text in zip(answers, new, strict=True):
+            row.append(text.strip())
+        placeholders = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
+    return Answers(answers, placeholders)
+
+
 def _check_padding(config: Any, turns: list[list[list[int]]]) -> None:
     """Raise where questions would be padded: attention masks padding, but a recurrent layer's state takes it in."""
     recurrent = [kind for kind in getattr(config, "layer_types", None) or () if kind not in ATTENTION]

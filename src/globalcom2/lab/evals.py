@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from globalcom2.core.method import Method
-from globalcom2.core.methods import as_method, parse_method
+from globalcom2.core.methods import as_method, parse_method, split_method
 from globalcom2.core.selection import Selector
 from globalcom2.errors import InputError
-from globalcom2.hf.compression import compress
-from globalcom2.lab.answers import answer_questions
-from globalcom2.lab.dataset import Example, fingerprint
-from globalcom2.lab.intervals import Bootstrap, interval
-from globalcom2.lab.labels import FULL, label, percent
+from globalcom2.hf.compression import Compression, compress
+from globalcom2.lab.answers import Answers, answer_apart, answer_questions
+from globalcom2.lab.dataset import Example
+from globalcom2.lab.fitting import Fitted, fit
+from globalcom2.lab.journal import Journal as Journal
+from globalcom2.lab.journal import Outcome as Outcome
+from globalcom2.lab.journal import journal_header as journal_header
+from globalcom2.lab.labels import FULL
+from globalcom2.lab.paired import with_differences
+from globalcom2.lab.shared_tower import SharedTower, shared_tower
+from globalcom2.lab.summaries import summarize
 
 Block = Callable[[], AbstractContextManager[Any]]
 """Enters the state in which a model answers; yields a `Compression`, or None for all tokens."""
@@ -31,7 +33,11 @@ Block = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class EvalSetting:
-    """One way to answer: a method at a ratio, or all tokens."""
+    """One way to answer: a method at a ratio, or all tokens.
+
+    With `inside` among the options, tokens leave inside the language model too. The ratio is then the mean over its layers,
+    as far as it can be, see `fit`. `FULL` with `inside` gives the language model all tokens first.
+    """
 
     method: str | Method | Selector
     """A method's name, `FULL` for all tokens, or what else `compress` takes as a method."""
@@ -54,8 +60,24 @@ class EvalSetting:
         """The setting's part of a row of `evaluate`."""
         return {"method": self.method_name, "retention_ratio": self.retention_ratio, "options": self.options}
 
+    @property
+    def inside(self) -> bool:
+        """Whether tokens leave inside the language model. Each question then needs a call of its own: it decides which."""
+        return self.options.get("inside") is not None
+
+    def fitted(self, model: Any) -> Fitted | None:
+        """What the prompt keeps and what stays inside, so that the ratio is kept; None where nothing leaves inside."""
+        if not self.inside:
+            return None
+        depth = model.config.get_text_config().num_hidden_layers
+        return fit(self.options, self.retention_ratio, depth, alone=self.method == FULL)
+
     def block(self, model: Any) -> AbstractContextManager[Any]:
         """A context in which `model` answers in this setting; it checks the options at once."""
+        fitted = self.fitted(model)
+        if fitted is not None:
+            method, share = None if self.method == FULL else self.method, fitted.inside_share
+            return compress(model, fitted.prompt_ratio, method, **{**self.options, "inside_share": share})
         if self.method == FULL:
             return nullcontext()
         return compress(model, self.retention_ratio, self.method, **self.options)
@@ -64,10 +86,10 @@ class EvalSetting:
 def settings_of(methods: Iterable[str], ratios: Iterable[float]) -> list[EvalSetting]:
     """All tokens once and first, then every method, as `parse_method` reads it, at every ratio below 1, largest first.
 
-    Methods that mean the same, such as a preset and its options, are one.
+    Methods that mean the same, such as a preset and its options, are one. "all tokens:inside=fastv" is a method here, too.
     """
     below = sorted({ratio for ratio in ratios if ratio < 1.0}, reverse=True)
-    parsed = [parse_method(method) for method in methods]
+    parsed = [_parsed(method) for method in methods]
     found = [
         EvalSetting(FULL, 1.0),
         *(EvalSetting(name, ratio, options) for ratio in below for name, options in parsed),
@@ -75,62 +97,9 @@ def settings_of(methods: Iterable[str], ratios: Iterable[float]) -> list[EvalSet
     return list({setting.name: setting for setting in found}.values())
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How the questions of one example were answered in one setting; a line of the journal."""
-
-    setting: str
-    """`EvalSetting.name`."""
-    picture: int
-    """`Example.number`."""
-    right: list[bool]
-    """One entry per question."""
-    visual_tokens: int
-    seconds: float
-
-
-class Journal:
-    """Outcomes on disk, one line each, so that a stopped run goes on where it was.
-
-    Args:
-        path: The file; None keeps nothing.
-        header: What the outcomes depend on besides their setting.
-
-    Raises:
-        InputError: The file belongs to another model or set.
-    """
-
-    def __init__(self, path: Path | None, header: dict[str, Any]):
-        self.path = path
-        self.found: dict[tuple[str, int], Outcome] = {}
-        if path is None:
-            return
-        if not path.exists():
-            path.write_text(json.dumps(header) + "\n")
-            return
-        text = path.read_text()
-        lines = text.splitlines()
-        if not lines or lines[0] != json.dumps(header):
-            raise InputError(
-                f"{str(path)!r} must belong to this model, set and version to be resumed, got another run's. Delete it, or "
-                "choose another --out."
-            )
-        for line in lines[1:]:
-            try:
-                outcome = Outcome(**json.loads(line))
-            except ValueError:  # the last line of a run that was killed while it wrote
-                continue
-            self.found[outcome.setting, outcome.picture] = outcome
-        if not text.endswith("\n"):  # what is added must not grow onto a half-written line
-            with path.open("a") as file:
-                file.write("\n")
-
-    def add(self, outcomes: list[Outcome]) -> None:
-        """Keep outcomes, in memory and on disk."""
-        self.found |= {(outcome.setting, outcome.picture): outcome for outcome in outcomes}
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
+def _parsed(method: str) -> tuple[str, dict[str, Any]]:
+    name, _, options = split_method(method)
+    return (name, options) if name == FULL and "inside" in options else parse_method(method)
 
 
 def batches(examples: list[Example], size: int) -> Iterator[list[Example]]:
@@ -143,7 +112,16 @@ def batches(examples: list[Example], size: int) -> Iterator[list[Example]]:
             yield group[first : first + size]
 
 
-def answer_examples(model: Any, processor: Any, block: Block, name: str, examples: list[Example]) -> list[Outcome]:
+def answer_examples(
+    model: Any,
+    processor: Any,
+    block: Block,
+    name: str,
+    examples: list[Example],
+    *,
+    apart: bool = False,
+    shared: SharedTower | None = None,
+) -> list[Outcome]:
     """Ask the questions of one batch of examples, whose images have one size, in one setting.
 
     Args:
@@ -152,31 +130,50 @@ def answer_examples(model: Any, processor: Any, block: Block, name: str, example
         block: Enters the setting.
         name: What the outcomes call the setting.
         examples: One of `batches`.
+        apart: Whether each question has a call of its own, which takes longer.
+        shared: A tower that remembers its last call. What it saves is told, and is part of every time nevertheless.
     """
     longest = max(len(processor.tokenizer(q.answer).input_ids) for example in examples for q in example.questions)
-    start = time.perf_counter()
+    images = [example.image for example in examples]
+    questions = [[question.text for question in example.questions] for example in examples]
+    start, saved_before = time.perf_counter(), shared.saved if shared else 0.0
     with block() as compression:
-        answers = answer_questions(
-            model,
-            processor,
-            [example.image for example in examples],
-            [[question.text for question in example.questions] for example in examples],
-            longest + 2,
-        )
+        answers = (answer_apart if apart else answer_questions)(model, processor, images, questions, longest + 2)
     seconds = (time.perf_counter() - start) / len(examples)
-    kept = answers.placeholders
-    if compression is not None and len(compression.report):
-        kept = [image.tokens_after for image in compression.report]
+    saved = (shared.saved - saved_before) / len(examples) if shared else 0.0
+    tokens = _tokens(answers, compression)
+    selection, first_token = (None, None) if apart else _times(compression, len(examples), saved)
     return [
         Outcome(
             name,
             example.number,
             [text.lower() == q.answer for text, q in zip(texts, example.questions, strict=True)],
-            tokens,
-            seconds,
+            read,
+            seconds + saved,
+            saved_seconds=saved,
+            selection_seconds=selection,
+            first_token_seconds=first_token,
         )
-        for example, texts, tokens in zip(examples, answers.texts, kept, strict=True)
+        for example, texts, read in zip(examples, answers.texts, tokens, strict=True)
     ]
+
+
+def _tokens(answers: Answers, compression: Compression | None) -> list[float]:
+    """Visual tokens that the language model read per image, the mean over its layers where some leave inside it."""
+    if compression is None or not len(compression.report):
+        return [float(count) for count in answers.placeholders]
+    return [
+        image.tokens_after if image.inside is None else image.mean_retention * image.tokens_before
+        for image in compression.report
+    ]
+
+
+def _times(compression: Compression | None, images: int, saved: float) -> tuple[float | None, float | None]:
+    """Seconds per image of the selection, and of all that comes before the first token."""
+    seconds = {} if compression is None else compression.report.seconds
+    if "selection" not in seconds:
+        return None, None
+    return seconds["selection"] / images, sum(seconds.values()) / images + saved
 
 
 def evaluate(
@@ -191,6 +188,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Answer all questions in all settings.
 
+    All settings answer about one batch before the next batch begins, and the tower remembers it in between.
+
     Args:
         model: A supported model in eval mode.
         processor: Its processor.
@@ -201,7 +200,8 @@ def evaluate(
         progress: Called with the number of examples that were just finished.
 
     Returns:
-        One row per setting, see `summarize`.
+        One row per setting, see `summarize` and `with_differences`. Where tokens leave inside the language model, also
+        `prompt_ratio` and `inside_share`.
 
     Raises:
         InputError: A setting has a wrong option, two have one name, or a function's outcomes would be kept on disk, where
@@ -211,16 +211,27 @@ def evaluate(
     _check_names(settings, journal)
     for setting in settings:  # a wrong option is told before hours of work
         setting.block(model)
-    for setting in settings:
+    with shared_tower(model) as shared:
         for batch in batches(examples, batch_size):
-            if any((setting.name, example.number) not in journal.found for example in batch):
-                journal.add(answer_examples(model, processor, partial(setting.block, model), setting.name, batch))
-            progress(len(batch))
-    runs = [
-        (setting.described, [journal.found[setting.name, example.number] for example in examples])
-        for setting in settings
-    ]
-    return summarize(examples, runs)
+            for setting in settings:
+                if any((setting.name, example.number) not in journal.found for example in batch):
+                    journal.add(answer_in(model, processor, setting, batch, shared))
+                progress(len(batch))
+    runs = []
+    for setting in settings:
+        fitted = setting.fitted(model)
+        described = setting.described if fitted is None else {**setting.described, **fitted._asdict()}
+        runs.append((described, [journal.found[setting.name, example.number] for example in examples]))
+    owners = np.repeat(np.arange(len(examples)), [len(example.questions) for example in examples])
+    return with_differences(summarize(examples, runs), owners)
+
+
+def answer_in(
+    model: Any, processor: Any, setting: EvalSetting, batch: list[Example], shared: SharedTower | None = None
+) -> list[Outcome]:
+    """The outcomes of one batch in one setting, see `answer_examples`."""
+    block = partial(setting.block, model)
+    return answer_examples(model, processor, block, setting.name, batch, apart=setting.inside, shared=shared)
 
 
 def _check_names(settings: list[EvalSetting], journal: Journal) -> None:
@@ -235,82 +246,3 @@ def _check_names(settings: list[EvalSetting], journal: Journal) -> None:
             f"journal must be left out where a method is no registered one, got {str(journal.path)!r} and method "
             f"{functions[0]!r}. Register a globalcom2.Method and use its name."
         )
-
-
-def summarize(examples: list[Example], runs: list[tuple[dict[str, Any], list[Outcome]]]) -> list[dict[str, Any]]:
-    """Rows with accuracy, per kind too, relative to the first run, each with a 95 % interval over images.
-
-    Args:
-        examples: The evaluation set.
-        runs: What describes a run, and its outcomes in the set's order.
-
-    Returns:
-        Per run what describes it and: questions, accuracy, interval, relative and relative_interval (None where the
-        first run got nothing right), visual_tokens (mean per image, newlines included), kinds and kind_intervals,
-        seconds_per_picture, and `right`, one 0 or 1 per question in the set's order, from which everything else can be
-        computed again.
-    """
-    kinds = np.array([question.kind for example in examples for question in example.questions])
-    names = list(dict.fromkeys(kinds.tolist()))
-    bootstrap = Bootstrap(np.repeat(np.arange(len(examples)), [len(example.questions) for example in examples]))
-    rows: list[dict[str, Any]] = []
-    full = np.zeros(0)
-    for described, outcomes in runs:
-        right = np.array([hit for outcome in outcomes for hit in outcome.right])
-        drawn = bootstrap.accuracies(right)
-        full = drawn if not rows else full
-        accuracy = float(right.mean())
-        rows.append(
-            {
-                **described,
-                "questions": len(right),
-                "accuracy": accuracy,
-                "interval": interval(drawn),
-                **_relative(accuracy, rows[0]["accuracy"] if rows else accuracy, drawn, full),
-                "visual_tokens": float(np.mean([outcome.visual_tokens for outcome in outcomes])),
-                "kinds": {name: float(right[kinds == name].mean()) for name in names},
-                "kind_intervals": {name: interval(bootstrap.accuracies(right, kinds == name)) for name in names},
-                "seconds_per_picture": float(np.mean([outcome.seconds for outcome in outcomes])),
-                "right": "".join(str(int(hit)) for hit in right),
-            }
-        )
-    return rows
-
-
-def _relative(
-    accuracy: float, reference: float, drawn: NDArray[np.float64], full: NDArray[np.float64]
-) -> dict[str, Any]:
-    if reference == 0.0:  # nothing to compare with
-        return {"relative": None, "relative_interval": None}
-    possible = full > 0
-    return {"relative": accuracy / reference, "relative_interval": interval(drawn[possible] / full[possible])}
-
-
-def journal_header(model: Any, examples: list[Example], version: str) -> dict[str, Any]:
-    """What outcomes depend on besides their setting: weights and how they compute, the set, our version."""
-    digest = hashlib.sha256()
-    for name, weights in model.named_parameters():
-        few = weights.detach().flatten()[:: max(1, weights.numel() // 16)]  # enough to tell two trainings apart
-        digest.update(f"{name} {weights.dtype} {few.double().tolist()}".encode())
-    return {
-        "weights": digest.hexdigest()[:16],
-        "attention": str(model.config._attn_implementation),
-        "set": fingerprint(examples),
-        "globalcom2": version,
-    }
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Rows of `evaluate` as the Markdown table of README and model card."""
-    kinds = list(rows[0]["kinds"])
-    lines = [
-        "| method | ratio | visual tokens | " + " | ".join(kinds) + " | all | of all tokens' |",
-        "|---|---|---|" + "---|" * (len(kinds) + 2),
-    ]
-    for row in rows:
-        low, high = row["interval"]
-        cells = [f"{row['kinds'][kind]:.1%}" for kind in kinds]
-        cells += [f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})", percent(row["relative"])]
-        head = f"| {label(row)} | {row['retention_ratio']:g} | {row['visual_tokens']:.0f} | "
-        lines.append(head + " | ".join(cells) + " |")
-    return "\n".join(lines)

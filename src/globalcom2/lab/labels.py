@@ -16,7 +16,7 @@ FULL_BEFORE = "none"
 
 def is_full(row: dict[str, Any]) -> bool:
     """Whether a result's row is of the uncompressed model, also in older files."""
-    return row["method"] in (FULL, FULL_BEFORE)
+    return row["method"] in (FULL, FULL_BEFORE) and not row.get("options")
 
 
 def label(row: dict[str, Any]) -> str:
