@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from independent import visual_features
+from independent import cut_embeddings
 
 
 @dataclass
@@ -23,15 +23,10 @@ class ByHand:
 
 def row_of(model, inputs, row, keep):
     """(embeddings (1, n, dim), visual bool (n,)) of a row of the batch, with the visual tokens that `keep` keeps."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    image = ids == model.config.image_token_id
-    kept = mask.clone()
+    image, kept = inputs["input_ids"] == model.config.image_token_id, inputs["attention_mask"].bool()
     kept[image] = keep
-    with torch.no_grad():
-        embeds = model.get_input_embeddings()(ids)
-        if bool(image.any()):
-            embeds[image] = visual_features(model, inputs).to(embeds.dtype)
-    return embeds[row][kept[row]][None], image[row][kept[row]]
+    embeds, mask, _ = cut_embeddings(model, inputs, keep)
+    return embeds[row][mask[row].bool()][None], image[row][kept[row]]
 
 
 def attention_of_last(layer, hidden, cos, sin, last):

@@ -22,7 +22,7 @@ from globalcom2.hf.report import ImageReport
 from globalcom2.hf.shortening import Chosen, Rewriting
 from globalcom2.hf.visuals import Visuals
 
-LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen3", "cohere")
+LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of the language models whose layers are known to take what the hooks hand them."""
 KERNELS = ("sdpa", "eager")
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "custom_generate")
