@@ -116,6 +116,15 @@ def test_divprunes_nearest_two_are_at_least_half_as_far_apart_as_can_be(count):
     assert best / 2 <= apart([tuple(place) for place in kept]) <= best + 1e-9
 
 
+def test_equally_far_tokens_come_by_index():
+    """Of one direction and many lengths, whose cosines differ from 1 in their last bits."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(32, generator=generator) * (0.1 + torch.rand(1, 3, 64, 1, generator=generator))
+    seen = views(0, side=8, features=features)
+    places, _ = listed(seen)
+    assert order_of(divprune(seen, 1.0), places) == places
+
+
 # SCOPE
 
 
