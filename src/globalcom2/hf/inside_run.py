@@ -80,7 +80,8 @@ class Run:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         logits = (grouped @ keys.transpose(2, 3)).flatten(1, 2) * factor
         hidden = ~stage.real.to(query.device, non_blocking=True)
-        return logits.masked_fill(hidden[:, None], float("-inf")).softmax(-1).mean(1)
+        attention: Tensor = logits.masked_fill(hidden[:, None], float("-inf")).softmax(-1)
+        return attention.mean(1)
 
     def drop(self, scores: Tensor) -> None:
         """Let the visual tokens with the lowest scores (batch, left) leave; of equal ones, the later."""
