@@ -11,16 +11,17 @@ import typer
 
 from globalcom2.cli.options import (
     Attention,
+    Budgets,
     Config,
     Debug,
     Device,
     Dtype,
     Json,
+    MaxTokens,
     Methods,
     Model,
     NewTokens,
     Preset,
-    Retentions,
     check_drawing,
     check_page,
     read_settings,
@@ -59,7 +60,8 @@ MaxMegabytes = Annotated[float, typer.Option(min=0.001, help="Largest image from
 
 def ask(
     words: Words = None,
-    retention: Retentions = None,
+    retention: Budgets = None,
+    max_visual_tokens: MaxTokens = None,
     method: Methods = None,
     preset: Preset = None,
     config: Config = None,
@@ -80,7 +82,7 @@ def ask(
     Several methods and ratios are compared: --retention 0.5,0.1 --method globalcom2,uniform.
     """
     names, question = split_words(words or [])
-    settings = read_settings(retention, method, preset, config)
+    settings = read_settings(retention, method, preset, config, max_visual_tokens)
     check_drawing("--picture", picture)
     check_page("--html", html)
     from globalcom2.mini import DEMO_PICTURE, DEMO_QUESTION  # noqa: PLC0415

@@ -13,16 +13,17 @@ from rich.console import Console
 
 from globalcom2.cli.options import (
     Attention,
+    Budgets,
     Config,
     Debug,
     Device,
     Dtype,
     Json,
+    MaxTokens,
     Methods,
     Model,
     NewTokens,
     Preset,
-    Retentions,
     check_table,
     read_settings,
 )
@@ -41,7 +42,8 @@ def batch(
         str | None, typer.Option(help="Asked about every picture, or where a line has none.", show_default=False)
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Answer with all visual tokens, too.")] = False,
-    retention: Retentions = None,
+    retention: Budgets = None,
+    max_visual_tokens: MaxTokens = None,
     method: Methods = None,
     preset: Preset = None,
     config: Config = None,
@@ -58,7 +60,7 @@ def batch(
     What goes wrong with a picture stands in its row's column "error"; the exit code is 1 then. A row that is there is not
     asked again, one with an error neither: delete it to try again.
     """
-    settings = read_settings(retention, method, preset, config)
+    settings = read_settings(retention, method, preset, config, max_visual_tokens)
     check_table(csv)
     from globalcom2.lab.batches import Batch, Table, read_items  # noqa: PLC0415
 

@@ -17,6 +17,7 @@ from globalcom2.cli.options import (
     Device,
     Dtype,
     Json,
+    MaxTokens,
     Methods,
     Plot,
     Preset,
@@ -47,6 +48,7 @@ BatchSizes = Annotated[
 def bench(
     model: Benched = "mini",
     retention: Retentions = None,
+    max_visual_tokens: MaxTokens = None,
     method: Methods = None,
     preset: Preset = None,
     config: Config = None,
@@ -68,7 +70,8 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure time to first token by phase, decoding and memory, with and without compression."""
-    ratios, methods = read_lists(retention, method, preset, config, (RATIOS, ["globalcom2"]))
+    limits = read_counts("--max-visual-tokens", max_visual_tokens, ())
+    ratios, methods = read_lists(retention, method, preset, config, (() if limits else RATIOS, ["globalcom2"]))
     sizes = read_counts("--batch-size", batch_size, [1])
     if compare not in (None, "eager"):
         raise InputError(f"--compare must be 'eager', got {compare!r}.")
@@ -82,7 +85,7 @@ def bench(
     network, weights = _load(model, dtype, device, attn)
     side = network.config.vision_config.image_size
     plan = lab.Plan(size or (2 * side, 2 * side), text_tokens, new_tokens, rounds)
-    settings = lab.settings_of(methods, ratios, sizes)
+    settings = lab.settings_of(methods, [*ratios, *lab.limit_ratios(network, plan, limits)], sizes)
     rows = lab.measure(network, settings, plan, lambda steps: track(steps, "Measuring", console=notes))
     result = {"model": model, "weights": weights, **_described(network, plan), "rows": rows}
     if compare == "eager":
@@ -157,7 +160,7 @@ def _table(result: dict[str, Any]) -> Table:
         phases = ("ttft_seconds", "tower_seconds", "selection_seconds", "prefill_seconds", "decode_seconds_per_token")
         table.add_row(
             label(row),
-            f"{row['retention_ratio']:g}",
+            f"{row['retention_ratio']:.4g}",
             *([] if one_batch else [str(row["batch_size"])]),
             str(row["visual_tokens"]),
             *(_milliseconds(row[name]) for name in phases),

@@ -10,8 +10,9 @@ import typer
 from rich import box, filesize
 from rich.table import Table
 
-from globalcom2.cli.options import Debug, Json, Retentions, TextTokens, read_ratios
+from globalcom2.cli.options import Debug, Json, MaxTokens, Retentions, TextTokens, read_counts, read_ratios
 from globalcom2.cli.output import figures_console, flops_unit, notes
+from globalcom2.errors import InputError
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
@@ -22,6 +23,7 @@ def estimate(
     ] = "llava-next-7b",
     image: Annotated[str, typer.Option(help="Size of the image, WIDTHxHEIGHT in px.")] = "672x672",
     retention: Retentions = None,
+    max_visual_tokens: MaxTokens = None,
     convention: Annotated[str, typer.Option(help="ours, or paper: what the paper's tables count.")] = "ours",
     text_tokens: TextTokens = 40,
     as_json: Json = False,
@@ -29,9 +31,14 @@ def estimate(
 ) -> None:
     """Estimate what an image costs at several ratios, in closed form, without weights.
 
+    --max-visual-tokens tells the ratio that a limit in tokens comes to for an image of that size.
+
     Where the processor decides how an image is cut, its files are read too, of a folder or from the hub.
     """
-    ratios = read_ratios(retention, RATIOS)
+    limits = read_counts("--max-visual-tokens", max_visual_tokens, ())
+    ratios = read_ratios(retention, (1.0,) if limits else RATIOS)
+    if limits and convention == "paper":
+        raise InputError("--max-visual-tokens must be left out with --convention paper, which counts no newlines.")
     with notes.status("Loading torch and transformers"):
         from globalcom2.hf.loading import load_config, load_processor  # noqa: PLC0415
         from globalcom2.lab import estimates as lab  # noqa: PLC0415
@@ -40,7 +47,7 @@ def estimate(
     named = lab.named_configs()
     config = named.get(model) or load_config(model, named)
     cutter = load_processor(model) if lab.needs_processor(config) else None
-    costs = partial(lab.estimate_costs, config, size, ratios, text_tokens=text_tokens, processor=cutter)
+    costs = partial(lab.estimate_costs, config, size, ratios, text_tokens=text_tokens, processor=cutter, limits=limits)
     rows = costs(convention=convention)
     result: dict[str, Any] = {"model": model, "image": image, "convention": convention, "rows": rows}
     if convention == "paper":
@@ -74,7 +81,7 @@ def _print_estimate(result: dict[str, Any]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row, own, whole in zip(rows, ours, wholes, strict=True):
         cache = f"{row['kv_cache_mb_as_printed']:g}" if paper else _mebibytes(row["kv_cache_bytes"])
-        cells = [f"{row['retention_ratio']:g}", str(row["visual_tokens"]), flops(row["prefill_flops"]), cache]
+        cells = [f"{row['retention_ratio']:.4g}", str(row["visual_tokens"]), flops(row["prefill_flops"]), cache]
         cells += [flops(whole), f"{row['share_of_whole']:.1%}"]
         if paper:
             cells += [str(own["visual_tokens"]), flops(own["total_flops"]), f"{own['share_of_whole']:.1%}"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from globalcom2.cli.output import notes
-from globalcom2.core.budget import check_ratio
+from globalcom2.core.budget import AUTO, check_ratio
 from globalcom2.core.methods import list_methods, method_text, parse_method
 from globalcom2.core.presets import PRESETS, preset_settings
 from globalcom2.errors import InputError
@@ -36,6 +36,24 @@ Retentions = Annotated[
         *_RETENTION,
         metavar="RATIOS",
         help="Fractions of the visual tokens to keep: 0.5,0.25,0.1, or one per flag.",
+        show_default=False,
+    ),
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        *_RETENTION,
+        metavar="RATIOS",
+        help="Fractions of the visual tokens to keep: 0.5,0.1, or one per flag; or auto, by what the image shows.",
+        show_default=False,
+    ),
+]
+MaxTokens = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-visual-tokens",
+        metavar="TOKENS",
+        help="The most visual tokens of an image, exact: 128, or 64,128. Takes the place of the ratio, or limits it.",
         show_default=False,
     ),
 ]
@@ -102,6 +120,16 @@ def read_ratios(texts: Sequence[str] | None, default: Sequence[float]) -> list[f
     return [_ratio(part) for part in parts] if parts else list(default)
 
 
+def read_budgets(texts: Sequence[str] | None, default: Sequence[float | str]) -> list[float | str]:
+    """The ratios that `--retention` gives where "auto" is one, too.
+
+    Raises:
+        InputError: Neither a ratio nor "auto".
+    """
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    return [part if part == AUTO else _ratio(part) for part in parts] if parts else list(default)
+
+
 def _ratio(text: str) -> float:
     percent = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*%", text)
     if percent:
@@ -111,7 +139,8 @@ def _ratio(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"--retention must be a number in (0, 1], got {text!r}. Write 0.1 for a tenth.") from None
+        cure = "auto is for `ask` and `batch`." if text == AUTO else "Write 0.1 for a tenth."
+        raise InputError(f"--retention must be a number in (0, 1], got {text!r}. {cure}") from None
     return check_ratio(value)
 
 
@@ -152,9 +181,13 @@ def read_methods(texts: Sequence[str] | None, default: Sequence[str]) -> list[st
 
 
 def read_settings(
-    ratios: Sequence[str] | None, methods: Sequence[str] | None, preset: str | None, config: Path | None
+    ratios: Sequence[str] | None,
+    methods: Sequence[str] | None,
+    preset: str | None,
+    config: Path | None,
+    max_tokens: Sequence[str] | None = None,
 ) -> list[Setting]:
-    """What `--retention`, `--method`, `--preset` and `--config` give together: one setting at least.
+    """What `--retention`, `--max-visual-tokens`, `--method`, `--preset` and `--config` give: one setting at least.
 
     Raises:
         InputError: What cannot be read, or a preset with a configuration.
@@ -162,13 +195,18 @@ def read_settings(
     from globalcom2.lab.settings import settings_from, settings_of  # noqa: PLC0415
 
     _check_one_source(preset, config)
+    limits = read_counts("--max-visual-tokens", max_tokens, ())
     if config is None:
-        return settings_of(read_methods(methods, ["globalcom2"]), read_ratios(ratios, [0.1]), preset)
+        budgets = read_budgets(ratios, [1.0 if limits else 0.1])
+        return settings_of(read_methods(methods, ["globalcom2"]), budgets, preset, limits or [None])
     from globalcom2.hf.config import CompressionConfig  # noqa: PLC0415
 
     saved = CompressionConfig.from_pretrained(config)
     return settings_from(
-        saved, read_methods(methods, ()) if methods else None, read_ratios(ratios, ()) if ratios else None
+        saved,
+        read_methods(methods, ()) if methods else None,
+        read_budgets(ratios, ()) if ratios else None,
+        limits or None,
     )
 
 
@@ -198,9 +236,13 @@ def read_lists(
         from globalcom2.lab.settings import settings_from  # noqa: PLC0415
 
         saved = CompressionConfig.from_pretrained(config)
+        if saved.limits or saved.follows_content:
+            raise InputError(
+                f"--config must have a ratio here, got {str(config)!r} with {saved.described}. `ask` and `batch` take it."
+            )
         # Any ratio below 1 will do here: at 1 all methods are alike, and only one would be left.
         found = settings_from(saved, read_methods(methods, ()) if methods else None, [0.5])
-        return read_ratios(ratios, [saved.retention_ratio]), [method_text(s.method, s.options) for s in found]
+        return read_ratios(ratios, [saved.highest_ratio]), [method_text(s.method, s.options) for s in found]
     if preset is None:
         return read_ratios(ratios, default[0]), read_methods(methods, default[1])
     return read_ratios(ratios, default[0]), [_with_preset(m, preset) for m in read_methods(methods, ["globalcom2"])]

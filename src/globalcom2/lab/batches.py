@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from globalcom2.core.budget import ratio_text
 from globalcom2.errors import InputError
 from globalcom2.lab.images import open_image
 from globalcom2.lab.labels import FULL
@@ -176,10 +177,10 @@ class Batch:
 
     def keys(self, item: Item) -> list[Key]:
         """The keys of an item's rows: all tokens first, then the settings."""
-        names = [(FULL, 1.0)] if self.full else []
-        names += [(setting.label, setting.retention_ratio) for setting in self.settings]
+        names = [(FULL, "1")] if self.full else []
+        names += [(setting.label, ratio_text(setting.retention_ratio)) for setting in self.settings]
         return [
-            (item.image, item.question, self.model_name, method, f"{ratio:g}", str(self.max_new_tokens))
+            (item.image, item.question, self.model_name, method, ratio, str(self.max_new_tokens))
             for method, ratio in names
         ]
 

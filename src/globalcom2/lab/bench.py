@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from globalcom2.adapters.families import load_adapter
+from globalcom2.core.limits import limited_ratio
 from globalcom2.core.methods import parse_method
 from globalcom2.hf.compression import compress
+from globalcom2.hf.inside import Drops
 from globalcom2.hf.report import Clock
 from globalcom2.lab.estimates import estimate_costs, speedup
 from globalcom2.lab.labels import FULL, is_full
@@ -57,8 +59,20 @@ def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int])
     found = []
     for batch in batch_sizes:
         found.append(BenchSetting(FULL, 1.0, batch))
-        found += [BenchSetting(method, ratio, batch) for ratio in ratios if ratio < 1.0 for method in methods]
+        found += [
+            BenchSetting(method, ratio, batch)
+            for ratio in ratios
+            for method in methods
+            if ratio < 1.0 or "inside" in parse_method(method)[1]
+        ]
     return list(dict.fromkeys(found))
+
+
+def limit_ratios(model: Any, plan: Plan, limits: Iterable[int]) -> list[float]:
+    """The ratios that values of `max_visual_tokens` come to for the planned image; none for one that limits nothing."""
+    width, height = plan.image
+    layout = load_adapter(model.config.model_type).layout(model.config, height, width)
+    return [ratio for limit in limits if (ratio := limited_ratio(limit, layout)) < 1.0]
 
 
 def random_inputs(model: Any, plan: Plan, batch: int) -> dict[str, torch.Tensor]:
@@ -137,13 +151,21 @@ def _row(setting: BenchSetting, taken: list[dict[str, float]], peak: int | None)
 def _compare(model: Any, rows: list[dict[str, Any]], plan: Plan) -> None:
     """Add to every row how it compares with all tokens at its batch size, and what the closed form predicts."""
     plain = {row["batch_size"]: row for row in rows if is_full(row)}
-    ratios = [row["retention_ratio"] for row in rows]
     eager = model.config.get_text_config()._attn_implementation == "eager"
-    predicted = estimate_costs(model.config, plan.image, [1.0, *ratios], text_tokens=plan.text_tokens)
-    for row, costs in zip(rows, predicted[1:], strict=True):
+    whole = estimate_costs(model.config, plan.image, [1.0], text_tokens=plan.text_tokens)[0]
+    for row in rows:
+        drops = None if is_full(row) else _drops(model, row["method"])
+        ratios = [row["retention_ratio"]]
+        costs = estimate_costs(model.config, plan.image, ratios, text_tokens=plan.text_tokens, drops=drops)[0]
         row["speedup"] = plain[row["batch_size"]]["ttft_seconds"] / row["ttft_seconds"]
-        row["predicted_speedup"] = speedup(predicted[0], costs, eager=eager)
+        row["predicted_speedup"] = speedup(whole, costs, eager=eager)
         row["share_of_flops"] = costs["share_of_whole"]
+
+
+def _drops(model: Any, method: str) -> Drops | None:
+    """When visual tokens leave inside the language model under a method's text."""
+    name, options = parse_method(method)
+    return compress(model, 1.0, name, **options).drops
 
 
 def _generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> None:

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from globalcom2.adapters.families import load_adapter
+from globalcom2.core.budget import LIMITS, budget_text
 from globalcom2.errors import InputError, UnsupportedModelError
 from globalcom2.hf.compression import Compression
+from globalcom2.hf.inside import Drops
 from globalcom2.hf.report import ImageReport
 from globalcom2.lab.chat import question_inputs
 from globalcom2.lab.costs import call_prefill_flops
@@ -32,9 +34,9 @@ class Answer:
 
     answer: str
     visual_tokens: int
-    """Visual tokens that the language model read, newlines included."""
+    """Visual tokens of the prompt that the language model was given, newlines included."""
     prompt_tokens: int
-    """Length of the prompt that it read."""
+    """Length of that prompt."""
     prefill_flops: int | None
     """Operations of the language model on the prompt; None for a model family whose formula is not known."""
     tower_flops: int | None
@@ -55,26 +57,38 @@ class Run(Answer):
     method: str
     """The method's name."""
     options: dict[str, Any]
-    retention_ratio: float
+    retention_ratio: float | str
+    """What was asked for: a number, or "auto"."""
+    image_ratio: float
+    """What the image got: its own ratio, where a limit or "auto" decides."""
     crop_ratios: list[float]
     """Fraction of valid tokens kept, per crop, row-major."""
     selection_seconds: float
+    mean_retention: float
+    """Fraction of the visual tokens that a layer of the language model read, mean over its layers."""
     entry: ImageReport | None
     """The image's entry in the report; None if nothing was compressed."""
 
     @property
     def label(self) -> str:
-        """The method with its options, as tables name it."""
-        return label({"method": self.method, "options": self.options})
+        """The method with its options but for limits in tokens, as tables name it."""
+        options = {name: value for name, value in self.options.items() if name not in LIMITS}
+        return label({"method": self.method, "options": options})
+
+    @property
+    def budget(self) -> str:
+        """The ratio, or the limit in tokens, as tables have it."""
+        return budget_text(self.retention_ratio, self.options)
 
     @property
     def setting(self) -> str:
-        """The method with its options, and the ratio."""
-        return f"{self.label} at {self.retention_ratio:g}"
+        """The method with its options, and the budget."""
+        return f"{self.label} at {self.budget}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; the setting is left out."""
-        return super().to_dict() | {"crop_ratios": self.crop_ratios, "selection_seconds": self.selection_seconds}
+        names = ("image_ratio", "mean_retention", "crop_ratios", "selection_seconds")
+        return super().to_dict() | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -149,10 +163,12 @@ class Call:
             method=setting.method,
             options=setting.options,
             retention_ratio=setting.retention_ratio,
+            image_ratio=1.0 if entry is None else entry.retention_ratio,
             crop_ratios=[] if entry is None else entry.crop_ratios,
             selection_seconds=report.seconds.get("selection", 0.0),
             entry=entry,
-            **self._costs(self.visual if entry is None else report.tokens_after),
+            mean_retention=1.0 if report.mean_retention is None else report.mean_retention,
+            **self._costs(*((self.visual, None) if entry is None else (report.tokens_after, compression.drops))),
         )
 
     def warm_up(self, block: AbstractContextManager[Any] | None = None) -> None:
@@ -160,12 +176,12 @@ class Call:
         with block or nullcontext():
             self._generate(1)
 
-    def _costs(self, visual: int) -> dict[str, Any]:
+    def _costs(self, visual: int, drops: Drops | None = None) -> dict[str, Any]:
         prompt = self.rest + visual
         return {
             "visual_tokens": visual,
             "prompt_tokens": prompt,
-            "prefill_flops": _known(lambda: call_prefill_flops(self.model.config, prompt)),
+            "prefill_flops": _known(lambda: call_prefill_flops(self.model.config, prompt, visual, drops)),
             "tower_flops": self.tower,
         }
 

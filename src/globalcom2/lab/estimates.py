@@ -14,9 +14,11 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConf
 
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.families import load_adapter
-from globalcom2.core.budget import check_ratio
+from globalcom2.core.budget import LIMITS, check_ratio
 from globalcom2.core.layout import Layout, kept_places
+from globalcom2.core.limits import check_limit, limited_ratio
 from globalcom2.errors import InputError, unknown_name
+from globalcom2.hf.inside import Drops
 from globalcom2.hf.loading import load_config, load_processor
 from globalcom2.lab import costs
 from globalcom2.lab.chat import question_inputs
@@ -101,8 +103,10 @@ def estimate_costs(
     text_tokens: int = 40,
     bytes_per_value: int = 2,
     processor: Any = None,
+    limits: Sequence[int] = (),
+    drops: Drops | None = None,
 ) -> list[dict[str, Any]]:
-    """What one prompt with one image costs, one row per ratio.
+    """What one prompt with one image costs, one row per ratio, then one per limit in tokens.
 
     Args:
         config: A supported model's configuration.
@@ -114,6 +118,8 @@ def estimate_costs(
         text_tokens: Length of the prompt without its image; tags between views count as text.
         bytes_per_value: 2 for float16 and bfloat16.
         processor: The model's processor, for families in which it decides how an image is cut. The LLaVA line needs none.
+        limits: Values of `max_visual_tokens`; only in our convention. A row has the ratio that the limit comes to.
+        drops: When visual tokens leave inside the language model, in every row; None where none do. Ours only.
 
     Returns:
         Rows with the keys of `globalcom2 estimate --json`. `share_of_whole` is of tower, projector and prefill at ratio
@@ -121,21 +127,30 @@ def estimate_costs(
         only) is what these operations allow, less `masked_flops`, which kernels skip: eager attention does not.
 
     Raises:
-        InputError: An unknown convention, a ratio out of range, or no processor where one is needed.
+        InputError: An unknown convention, a ratio or a limit out of range, or no processor where one is needed.
         UnsupportedModelError: A family or a language model whose operations are not known.
     """
     if convention not in CONVENTIONS:
         raise unknown_name("convention", convention, CONVENTIONS)
     ratios = [check_ratio(ratio) for ratio in ratios]
+    limits = [check_limit(LIMITS[0], limit) for limit in limits]
+    if limits and convention == "paper":
+        raise InputError(
+            "max_visual_tokens must be left out in the paper's convention, which counts no newlines, got one."
+        )
     check_size(*image)
     cost = _Cost.of(config, image, processor)
 
     def row(ratio: float) -> dict[str, Any]:
         return (
-            cost.as_in_the_paper(ratio) if convention == "paper" else cost.of_call(ratio, text_tokens, bytes_per_value)
+            cost.as_in_the_paper(ratio)
+            if convention == "paper"
+            else cost.of_call(ratio, text_tokens, bytes_per_value, drops)
         )
 
-    full, rows = row(1.0), [row(ratio) for ratio in ratios]
+    whole = cost.as_in_the_paper(1.0) if convention == "paper" else cost.of_call(1.0, text_tokens, bytes_per_value)
+    full, rows = whole, [row(ratio) for ratio in ratios]
+    rows += [{**row(limited_ratio(limit, cost.layout)), LIMITS[0]: limit} for limit in limits]
     for made in rows:
         made["share_of_whole"] = _whole(made) / _whole(full)
         if convention == "ours":
@@ -216,11 +231,14 @@ class _Cost:
             "left_out_flops": self.vision.tower + self.vision.projector,
         }
 
-    def of_call(self, ratio: float, text_tokens: int, bytes_per_value: int) -> dict[str, Any]:
+    def of_call(
+        self, ratio: float, text_tokens: int, bytes_per_value: int, drops: Drops | None = None
+    ) -> dict[str, Any]:
         """A row of what a call with the real prompt computes."""
         visual = kept_places(self.layout, ratio)
         prompt = visual + text_tokens
-        prefill = costs.call_prefill_flops(self.config, prompt)
+        prefill = costs.call_prefill_flops(self.config, prompt, visual, drops)
+        by_layer = costs.tokens_by_layer(self.text, prompt, visual, drops)
         projection = self.vision.projector
         if ratio < 1.0 and self.adapter.projects_kept_only:
             # Which lines keep their newline depends on content, so this is an upper bound by a few tokens.
@@ -233,9 +251,9 @@ class _Cost:
             "projector_flops": projection,
             "prefill_flops": prefill,
             "total_flops": self.vision.tower + projection + prefill,
-            "masked_flops": costs.masked_flops(self.text, prompt),
-            "decode_flops": costs.decode_flops(self.text, prompt),
-            "kv_cache_bytes": costs.kv_cache_bytes(self.text, prompt, bytes_per_value),
+            "masked_flops": costs.masked_flops(self.text, by_layer),
+            "decode_flops": costs.decode_flops(self.text, by_layer),
+            "kv_cache_bytes": costs.kv_cache_bytes(self.text, by_layer, bytes_per_value),
             "activation_bytes": costs.activation_bytes(self.text, prompt, bytes_per_value),
         }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from globalcom2.core.budget import LIMITS, budget_text
 from globalcom2.core.methods import parse_method
 from globalcom2.core.presets import preset_settings
 from globalcom2.lab.labels import label
@@ -20,12 +21,13 @@ class Setting:
     """A method at a ratio."""
 
     method: str = "globalcom2"
-    retention_ratio: float = 0.1
+    retention_ratio: float | str = 0.1
+    """A number, or "auto"."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the method and further arguments of `compress`."""
 
     @classmethod
-    def of(cls, text: str, retention_ratio: float, **more: Any) -> Setting:
+    def of(cls, text: str, retention_ratio: float | str, **more: Any) -> Setting:
         """From a method as the command line has it, such as "globalcom2:preset=paper"; its options win over `more`."""
         method, options = parse_method(text)
         return cls(method, retention_ratio, {**more, **options})
@@ -35,6 +37,16 @@ class Setting:
         """The method with its options, as tables name it."""
         return label({"method": self.method, "options": self.options})
 
+    @property
+    def budget(self) -> str:
+        """The ratio, or the limit in tokens, as tables have it."""
+        return budget_text(self.retention_ratio, self.options)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is dropped."""
+        return self.retention_ratio == 1.0 and not any(self.options.get(name) for name in (*LIMITS, "inside"))
+
     def block(self, model: Any) -> Compression:
         """The setting bound to a model. Raises `InputError` for a wrong option."""
         from globalcom2.hf.compression import compress  # noqa: PLC0415
@@ -42,24 +54,38 @@ class Setting:
         return compress(model, self.retention_ratio, self.method, **self.options)
 
 
-def settings_of(methods: Iterable[str], ratios: Iterable[float], preset: str | None = None) -> list[Setting]:
+def settings_of(
+    methods: Iterable[str],
+    ratios: Iterable[float | str],
+    preset: str | None = None,
+    limits: Iterable[int | None] = (None,),
+) -> list[Setting]:
     """Every method at every ratio, in that order of ratios; a ratio of 1, which is alike for all methods, once.
 
     Args:
         methods: Methods as the command line has them.
-        ratios: Each in (0, 1].
+        ratios: Each in (0, 1], or "auto".
         preset: Named settings, for methods that they are for.
+        limits: Values of `max_visual_tokens`, each with every ratio; None for no limit.
 
     Raises:
         InputError: An unknown method or preset, or a preset with another method.
     """
     texts = list(methods)
     more = [{} if preset is None else preset_settings(preset, parse_method(text)[0]) for text in texts]
-    return _once(Setting.of(text, ratio, **own) for ratio in ratios for text, own in zip(texts, more, strict=True))
+    return _once(
+        Setting.of(text, ratio, **own, **_limit(limit))
+        for ratio in ratios
+        for limit in limits
+        for text, own in zip(texts, more, strict=True)
+    )
 
 
 def settings_from(
-    config: CompressionConfig, methods: Iterable[str] | None, ratios: Iterable[float] | None
+    config: CompressionConfig,
+    methods: Iterable[str] | None,
+    ratios: Iterable[float | str] | None,
+    limits: Iterable[int] | None = None,
 ) -> list[Setting]:
     """What a configuration says, with other methods or ratios if they are given.
 
@@ -67,6 +93,7 @@ def settings_from(
         config: Its `options` are those of its method, and go to no other one.
         methods: Methods as the command line has them; None for the configuration's.
         ratios: None for the configuration's.
+        limits: Values of `max_visual_tokens`; None for the configuration's. See `CompressionConfig.replace`.
     """
     own = {
         field.name: value
@@ -75,18 +102,26 @@ def settings_from(
         and (value := getattr(config, field.name)) != field.default
     }
     found = []
-    for ratio in ratios or [config.retention_ratio]:
-        for text in methods or [config.method_name]:
-            options = config.options if parse_method(text)[0] == config.method_name else {}
-            found.append(Setting.of(text, ratio, **own, **options))
+    each: list[int | None] = [*limits] if limits else [None]
+    for limit in each:
+        with_limit = {**own, **_limit(limit)}
+        saved = config if limit is None else config.replace(max_visual_tokens=limit)
+        for ratio in ratios or [saved.retention_ratio]:
+            for text in methods or [config.method_name]:
+                options = config.options if parse_method(text)[0] == config.method_name else {}
+                found.append(Setting.of(text, ratio, **with_limit, **options))
     return _once(found)
+
+
+def _limit(limit: int | None) -> dict[str, int]:
+    return {} if limit is None else {LIMITS[0]: limit}
 
 
 def _once(settings: Iterable[Setting]) -> list[Setting]:
     """Without repetitions, and with one at most that keeps all tokens."""
     found: list[Setting] = []
     for setting in settings:
-        full = setting.retention_ratio == 1.0 and any(other.retention_ratio == 1.0 for other in found)
+        full = setting.keeps_all and any(other.keeps_all for other in found)
         if setting not in found and not full:
             found.append(setting)
     return found

@@ -40,7 +40,7 @@ def summary(found: Comparison) -> str:
     full, unit = found.full, _unit(found.full)
     rows = [
         _row(FULL, "", full, full, unit),
-        *(_row(run.label, f"{run.retention_ratio:g}", run, full, unit) for run in found.runs),
+        *(_row(run.label, run.budget, run, full, unit) for run in found.runs),
     ]
     heads = "".join(f'<th scope="col" role="columnheader">{column}</th>' for column in COLUMNS)
     return (
@@ -99,7 +99,7 @@ def views(found: Comparison) -> str:
     page = draw_page(
         found.image,
         [run.entry for run in runs if run.entry is not None],
-        names=[f"{run.label}, ratio {run.retention_ratio:g}" for run in runs],
+        names=[f"{run.label}, ratio {run.budget}" for run in runs],
         answers=[run.answer or "none" for run in runs],
     )
     return in_frame(page.replace("</body>", f"{GROWS}</body>"), 720)
