@@ -22,7 +22,7 @@ from globalcom2.errors import InputError
 CONFIDENCE = 0.95
 BETS = np.append(np.arange(0.02, 1.0, 0.02), 0.999)
 """Shares of the purse that may be bet. Below 1, so that one picture, all of whose answers were lost, leaves something."""
-DRAWS = 1000
+DRAWS = 400
 """Sets of pictures that are drawn to estimate a chance."""
 TOTAL_LOSSES = 0.5
 """Pictures all of whose answers are lost, added to those seen when a bet is chosen: one may come that was not seen."""
@@ -106,30 +106,42 @@ def fewest_pictures(max_loss: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(-math.log(1 - confidence) / math.log1p(float(BETS[-1]) * max_loss))
 
 
-def upper_bound(losses: Losses, bet: float, confidence: float = CONFIDENCE) -> float:
-    """A bound on the loss, in [0, 1], that is below the true loss in at most `1 - confidence` of all sets of pictures.
+def holds(losses: Losses, bet: float, bound: float, confidence: float = CONFIDENCE) -> bool:
+    """Whether a loss under a bound is promised: whether the purse is `1 / (1 - confidence)` times what it began with.
 
     Args:
         losses: Of pictures on which `bet` was not chosen.
         bet: Share of the purse bet on each picture, in (0, 1).
+        bound: In [0, 1].
         confidence: In (0, 1).
     """
-    low, high = 0.0, 1.0
-    if _reached(losses, bet, low, confidence):
-        return low
-    for _ in range(40):  # the purse grows with the bound
-        middle = (low + high) / 2
-        low, high = (low, middle) if _reached(losses, bet, middle, confidence) else (middle, high)
-    return high
-
-
-def _reached(losses: Losses, bet: float, bound: float, confidence: float) -> bool:
-    """Whether the purse is `1 / (1 - confidence)` times what it began with."""
     return bool(np.log1p(bet * losses.margins(bound)).sum() >= -math.log(1 - confidence))
 
 
+def upper_bound(losses: Losses, bet: float, confidence: float = CONFIDENCE) -> float:
+    """A bound on the loss, in [0, 1], that is below the true loss in at most `1 - confidence` of all sets of pictures.
+
+    Args:
+        losses: See `holds`.
+        bet: See `holds`.
+        confidence: In (0, 1).
+    """
+    low, high = 0.0, 1.0
+    if holds(losses, bet, low, confidence):
+        return low
+    for _ in range(40):  # the purse grows with the bound
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(losses, bet, middle, confidence) else (middle, high)
+    return high
+
+
 def plan(
-    losses: Losses, max_loss: float, pictures: int, confidence: float = CONFIDENCE, seed: int = 0
+    losses: Losses,
+    max_loss: float,
+    pictures: int,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    total_losses: float = TOTAL_LOSSES,
 ) -> tuple[float, float]:
     """The bet that is likeliest to pass on other pictures like these, and how likely that is.
 
@@ -139,10 +151,11 @@ def plan(
         pictures: How many pictures will be checked.
         confidence: Of the promise.
         seed: Of the sets that are drawn.
+        total_losses: Pictures all of whose answers are lost, taken to be among these.
     """
     margins, times = np.unique(np.append(losses.margins(max_loss), max_loss - 1), return_counts=True)
     likely = times.astype(np.float64)
-    likely[0] += TOTAL_LOSSES - 1
+    likely[0] += total_losses - 1
     likely /= likely.sum()
     drawn = np.random.default_rng(seed).multinomial(pictures, likely, DRAWS)
     growth = np.log1p(BETS * margins[:, None])
@@ -154,7 +167,9 @@ def plan(
 def pictures_needed(
     losses: Losses, max_loss: float, confidence: float = CONFIDENCE, chance: float = 0.8, seed: int = 0
 ) -> int | None:
-    """About how many pictures must be checked for a setting to pass with a chance; None where no number is likely to do.
+    """About how many pictures must be checked for a setting to pass with a chance, if its losses stay what they are.
+
+    None where it loses as much as the bound or more, and where more than a hundred thousand would be needed.
 
     Args:
         losses: Of all pictures of the setting that are known.
@@ -163,16 +178,18 @@ def pictures_needed(
         chance: That it passes.
         seed: Of the sets that are drawn.
     """
-    enough = fewest_pictures(max_loss, confidence)
-    low = enough
-    while plan(losses, max_loss, enough, confidence, seed)[1] < chance:
+
+    def passes(pictures: int) -> bool:
+        return plan(losses, max_loss, pictures, confidence, seed, 0.0)[1] >= chance
+
+    low = enough = fewest_pictures(max_loss, confidence)
+    while not passes(enough):
         low, enough = enough, 2 * enough
         if losses.rate >= max_loss or enough > MOST_PICTURES:
             return None
     while enough - low > max(1, low // 20):
         middle = (low + enough) // 2
-        passes = plan(losses, max_loss, middle, confidence, seed)[1] >= chance
-        low, enough = (low, middle) if passes else (middle, enough)
+        low, enough = (low, middle) if passes(middle) else (middle, enough)
     return enough
 
 
@@ -237,9 +254,9 @@ def check(
     done: list[Check] = []
     for candidate in steps:
         losses = losses_of(candidate)
-        holds = _reached(losses, candidate.bet, max_loss, confidence)
-        done.append(Check(candidate, losses.rate, upper_bound(losses, candidate.bet, confidence), holds))
-        if not holds:
+        promised = holds(losses, candidate.bet, max_loss, confidence)
+        done.append(Check(candidate, losses.rate, upper_bound(losses, candidate.bet, confidence), promised))
+        if not promised:
             break
     return done
 

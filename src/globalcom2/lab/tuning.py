@@ -115,7 +115,11 @@ class Tuning:
     @property
     def config(self) -> CompressionConfig | None:
         """The promised setting, to be saved; None without one."""
-        return None if self.promised is None else config_of(self.settings[1 + self.promised.candidate.index])
+        if self.promised is None:
+            return None
+        compression: Any = self.settings[1 + self.promised.candidate.index].block(self.model)
+        config: CompressionConfig = compression.settings
+        return config
 
     def needed(self) -> int | None:
         """About how many images a set must have for something to be promised, if losses stay what they are.
@@ -131,12 +135,12 @@ class Tuning:
 
     def _seen(self, candidate: Candidate) -> Losses:
         """The losses of a setting on all images on which it was tried."""
-        name = self.settings[1 + candidate.index].described
-        parts = []
-        for half, examples in (("choosing", self.choosing), ("checking", self.checking)):
-            for row in self._rows[half][1:]:
-                if all(row[key] == value for key, value in name.items()):
-                    parts.append(losses_of(examples, self._rows[half][0], row, self._most))
+        setting = self.settings[1 + candidate.index]
+        parts = [
+            losses_of(examples, self._rows[half][0], row, self._most)
+            for half, examples in (("choosing", self.choosing), ("checking", self.checking))
+            for row in self._rows_of(setting, half)
+        ]
         return Losses(
             np.concatenate([part.lost for part in parts]), np.concatenate([part.asked for part in parts]), self._most
         )
@@ -149,15 +153,24 @@ class Tuning:
             "confidence": self.confidence,
             "seed": self.seed,
             "pictures": len(self.examples),
-            "promised": None if promised is None else self._described(promised.candidate),
+            "promised": None if promised is None else self._described(promised),
             "pictures_needed": None if promised is not None else self.needed(),
             "choosing": self._half("choosing", self.choosing, self.candidates),
             "checking": self._half("checking", self.checking, self.checks),
         }
 
-    def _described(self, candidate: Candidate) -> dict[str, Any]:
-        setting = self.settings[1 + candidate.index]
-        return {**setting.described, "visual_tokens": candidate.cost}
+    def _described(self, done: Check) -> dict[str, Any]:
+        """A setting with its visual tokens per image of both halves."""
+        setting = self.settings[1 + done.candidate.index]
+        parts = [(len(self.choosing), done.candidate.cost)]
+        parts += [(len(self.checking), row["visual_tokens"]) for row in self._rows_of(setting, "checking")]
+        tokens = sum(images * cost for images, cost in parts) / sum(images for images, _ in parts)
+        return {**setting.described, "visual_tokens": tokens}
+
+    def _rows_of(self, setting: EvalSetting, half: str) -> list[dict[str, Any]]:
+        """The one row of a setting in a half; none where it was not tried."""
+        described = setting.described
+        return [row for row in self._rows[half][1:] if all(row[key] == value for key, value in described.items())]
 
     def _half(self, name: str, examples: Sequence[Example], found: Sequence[Candidate | Check]) -> dict[str, Any]:
         """One half: its runs as `evaluate` has them, and what was made of all but the first."""
@@ -217,13 +230,6 @@ def _by_image(right: str, asked: NDArray[np.int64]) -> NDArray[np.int64]:
     """Right answers per image, (images,), from one 0 or 1 per question."""
     hits = np.array([int(hit) for hit in right])
     return np.add.reduceat(hits, np.concatenate([[0], np.cumsum(asked)[:-1]]))
-
-
-def config_of(setting: EvalSetting) -> CompressionConfig:
-    """A setting as `CompressionConfig`."""
-    return CompressionConfig().replace(
-        method=setting.method, retention_ratio=setting.retention_ratio, **setting.options
-    )
 
 
 def possible(model: Any, settings: Sequence[EvalSetting]) -> tuple[list[EvalSetting], list[str]]:
