@@ -356,7 +356,8 @@ def test_a_broken_package_is_left_out_with_a_warning(monkeypatch):
         assert methods.list_methods() == names
     finally:
         methods._load_entry_points.cache_clear()
-    assert names == ["globalcom2", "good", "random", "uniform"]
+    assert "good" in names
+    assert not {"broken", "wrong", "twice"} & set(names)
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == 3
     assert "'broken' (broken_package:METHOD) of distribution 'broken-dist'" in texts[0]

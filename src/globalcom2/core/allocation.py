@@ -179,7 +179,7 @@ def joint(
     order = scores.masked_fill(~real, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     real, line = real[order], line[order]  # from here on, in order
 
-    cost = 1 + ((_nth_of_line(line) == opens) & (line >= 0)).long()
+    cost = 1 + ((nth_of_its_kind(line) == opens) & (line >= 0)).long()
     kept = (cost.cumsum(-1) <= total) & real
     held = torch.zeros(batch, line_count + 1, dtype=torch.int64, device=valid.device)
     held = held.scatter_add(-1, line + 1, kept.long())
@@ -200,14 +200,14 @@ def joint(
     return thumbnail, mask[:, own:].unflatten(1, (crops, tokens)), newlines
 
 
-def _nth_of_line(line: Tensor) -> Tensor:
+def nth_of_its_kind(kinds: Tensor) -> Tensor:
     """For each place, how many places up to it have the same number, int64 (batch, places)."""
-    together = line.argsort(dim=-1, stable=True)
-    sorted_line = line.gather(-1, together)
-    place = torch.arange(line.shape[-1], device=line.device).expand_as(line)
-    begins = F.pad(sorted_line[:, 1:] != sorted_line[:, :-1], (1, 0), value=True)
+    together = kinds.argsort(dim=-1, stable=True)
+    ordered = kinds.gather(-1, together)
+    place = torch.arange(kinds.shape[-1], device=kinds.device).expand_as(kinds)
+    begins = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
     start = torch.where(begins, place, 0).cummax(-1).values
-    return torch.empty_like(line).scatter(-1, together, place - start + 1)
+    return torch.empty_like(kinds).scatter(-1, together, place - start + 1)
 
 
 def _thumbnail(ranking: Ranking, budget: Budget) -> Tensor | None:

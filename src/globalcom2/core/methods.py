@@ -26,6 +26,7 @@ _METHODS = {
             "Thumbnail and crops decide how many tokens each crop keeps, and the thumbnail has a say in which",
             "https://arxiv.org/abs/2501.05179",
             published={"regions": "blocks", "alpha": 0.5, "allocation": "softmax"},
+            reads=("crop_features",),
         ),
         Method(
             "uniform",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from globalcom2.core.budget import keep_counts
 from globalcom2.core.ranking import Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
+from globalcom2.selectors.canvas import Canvas
+from globalcom2.selectors.competition import compete
 
 # Softness of the competition between crops, by score type. The 10 of logits is the paper's; 3, 30 and 100 are no better on
 # the mini model (benchmarks/results/mini-sweep.json). Logit sums over a crop's share of the thumbnail differ by tens, while
@@ -25,6 +28,10 @@ LOGITS = ("logits", "mean_query")
 # The part of a budget by attention that is shared evenly, so that a wrong score costs no crop everything. Chosen by hand;
 # less kept hardly more digits on the mini model (training/mini/LOG.md, fifth edition).
 EVEN = 0.25
+ALLOCATIONS = ("joint", "softmax", "attention")
+ALPHA, ALPHAS = 0.3, {"joint": 0.15}
+LIKENESS, CROP_PRICE = 1.5, 0.5  # chosen on the tuning set, where they lie on a plateau
+LARGEST = 1e6
 EPSILON = 1e-8  # against division by zero; the published code's
 # Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
 # that a temperature means the same at every resolution.
@@ -35,41 +42,53 @@ def globalcom2(
     views: Views,
     retention_ratio: float,
     *,
+    allocation: str | None = None,
+    alpha: float | None = None,
+    likeness: float | None = None,
+    crop_price: float | None = None,
     temperature: float | None = None,
-    alpha: float = 0.3,
     crop_mass: str | None = None,
     regions: str = "overlap",
-    allocation: str | None = None,
 ) -> Ranking:
     """Thumbnail compression, adaptive compression adjustment and holistic token evaluation.
+
+    Long: arguments are checked, then the allocation that is asked for is followed.
 
     Args:
         views: Images with a thumbnail, or videos with guidance.
         retention_ratio: Fraction to keep, in (0, 1].
-        temperature: Of "softmax" allocation: softness of the competition between crops. Default: 0.1 for attention given
-            or received, 10 for all others; with guidance 0.01, whatever the scores.
-        alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1]. The paper's is 0.5; the default
-            was chosen by benchmarks/results/mini-sweep.json and mini-digits-kept.json.
-        crop_mass: Of "softmax" allocation: how a crop's region of the thumbnail counts, as the "sum" (the default),
+        allocation: How crops share the budget. "joint" puts the tokens of all crops into one order by worth. A token's worth
+            is what its score is above the mean of its crop, plus what the thumbnail thinks of the crop's region, whatever
+            the scale and offset of the scores. Tokens that resemble one before them, and further tokens of a crop that has
+            many, come later. "softmax" is the paper's: the ratio of a crop stays between R * (1 - 1 / crops) and
+            R * (2 - 1 / crops). "attention", for scores before the softmax, gives three quarters of the budget to the
+            crops in proportion to the attention that they get, one quarter evenly; a crop's attention is the mean of its
+            share of the thumbnail's and its share where all crops compete in one softmax. Default: "joint"; "softmax" for
+            videos with guidance, or where one of its options is given.
+        alpha: Weight of the thumbnail's view of a token against the crop's own, in [0, 1]. The paper's is 0.5. Default:
+            0.15 with "joint", else 0.3.
+        likeness: Of "joint": how much less a token is worth that equals one before it, in standard deviations of the
+            scores. Needs features: without them, nothing is alike. Default: 1.5.
+        crop_price: Of "joint": a token is worth less by this times log(1 + tokens of its crop before it). Default: 0.5.
+        temperature: Of "softmax": softness of the competition between crops. Default: 0.1 for attention given or
+            received, 10 for all others; with guidance 0.01, whatever the scores.
+        crop_mass: Of "softmax": how a crop's region of the thumbnail counts, as the "sum" (the default),
             "mean" or "max" of its scores. Guidance covers every crop whole, so that "sum" is "mean" there.
         regions: "overlap" weighs each thumbnail cell by how much of it the crop's valid area covers, and "sum" is per
             equal area of a 576-token thumbnail, so that neither resolution, padding nor a constant added to all scores
-            favours a crop; "blocks", of "softmax" allocation, cuts the thumbnail into equal blocks, the remainder going to
+            favours a crop; "blocks", of "softmax", cuts the thumbnail into equal blocks, the remainder going to
             the last one, as the published code does.
-        allocation: How crops share the budget. "softmax" is the paper's: the ratio of a crop stays between
-            R * (1 - 1 / crops) and R * (2 - 1 / crops). "attention" gives three quarters of the budget to the crops in
-            proportion to the attention that they get, one quarter evenly; a crop's attention is the mean of its share of
-            the thumbnail's and its share where all crops compete in one softmax. Default: "attention" for scores before
-            the softmax, unless an option of "softmax" is given; "softmax" for all others.
 
     Returns:
-        The thumbnail by its own scores; crop tokens by `alpha` * thumbnail + (1 - `alpha`) * local score, each
-        L2-normalised over the crop; ratios R * (1 + softmax(mass / temperature) - mean), or by attention.
+        The thumbnail by its own scores; with "joint" one order over all crops. Else crop tokens by `alpha` * thumbnail +
+        (1 - `alpha`) * local score, each L2-normalised over the crop, and ratios R * (1 + softmax(mass / temperature) -
+        mean), or by attention.
 
     Raises:
         InputError: An option out of range or without effect, or `allocation="attention"` for scores that are not logits.
 
-    Paper: https://arxiv.org/abs/2501.05179. Differs from the paper: follows the published code where they disagree
+    Paper: https://arxiv.org/abs/2501.05179. Differs from the paper: "joint" and "attention" are this project's, chosen on
+    the mini model's tuning set (benchmarks/results/mini-tuning.json). With "softmax" it follows the published code where they disagree
     (scores before the softmax, L2 normalisation); `regions="overlap"` equals the code's blocks where nothing is padded
     and also fits padded and non-divisible grids.
     """
@@ -81,9 +100,15 @@ def globalcom2(
         raise InputError(
             "thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail."
         )
-    allocation = _allocation(allocation, views, temperature, crop_mass, regions)
-    if not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
-        raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}.")
+    blocks = None if regions == "overlap" else regions
+    own_options: dict[str, dict[str, Any]] = {
+        "joint": {"likeness": likeness, "crop_price": crop_price},
+        "softmax": {"temperature": temperature, "crop_mass": crop_mass, "regions": blocks},
+    }
+    allocation = _allocation(allocation, views, own_options)
+    alpha = _within("alpha", ALPHAS.get(allocation, ALPHA) if alpha is None else alpha, 1.0)
+    likeness = _within("likeness", LIKENESS if likeness is None else likeness, LARGEST)
+    crop_price = _within("crop_price", CROP_PRICE if crop_price is None else crop_price, LARGEST)
     if temperature is None:
         temperature = TEMPERATURES[views.score_type] if views.guidance is None else GUIDANCE_TEMPERATURE
     if not isinstance(temperature, Real) or not 0.0 < temperature < float("inf"):
@@ -94,6 +119,11 @@ def globalcom2(
 
     canvas = None if thumbnail is None else Canvas(views)
     seen = views.guidance.double() if canvas is None else canvas.project(_map(views))  # type: ignore[union-attr]
+    if allocation == "joint":
+        own = 0 if thumbnail is None else views.thumbnail_tokens
+        count = keep_counts(retention_ratio, own, views.valid_count, views.line_count).crops
+        worth = _worth(views.scores, seen, valid, alpha)
+        return Ranking(thumbnail, compete(worth, valid, views.crop_features, count, likeness, crop_price))
     if allocation == "attention" and canvas is not None:
         ratios = retention_ratio * (EVEN + (1 - EVEN) * _attention_density(views, canvas))
     else:
@@ -105,30 +135,55 @@ def globalcom2(
     return Ranking(thumbnail, alpha * _unit(seen, valid) + (1 - alpha) * _unit(views.scores, valid), ratios)
 
 
-def _allocation(
-    allocation: str | None, views: Views, temperature: float | None, crop_mass: str | None, regions: str
-) -> str:
-    """The allocation that is asked for, or else fits the scores and the other options."""
-    of_softmax = {
-        "temperature": temperature is not None,
-        "crop_mass": crop_mass is not None,
-        "regions": regions == "blocks",
-    }
-    fits = views.score_type in LOGITS and views.thumbnail_scores is not None
+def _within(name: str, value: Any, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= most:
+        raise InputError(f"{name} must be a number in [0, {most:g}], got {value!r}.")
+    return float(value)
+
+
+def _allocation(allocation: str | None, views: Views, own_options: dict[str, dict[str, Any]]) -> str:
+    """The allocation that is asked for, or else fits the views and the other options."""
+    given = {kind: [name for name, value in own.items() if value is not None] for kind, own in own_options.items()}
     if allocation is None:
-        return "attention" if fits and not any(of_softmax.values()) else "softmax"
-    if allocation not in ("softmax", "attention"):
-        raise InputError(f"allocation must be one of softmax, attention, got {allocation!r}.")
-    if allocation == "attention" and not fits:
+        softmax = given["softmax"] or (views.guidance is not None and not given["joint"])
+        allocation = "softmax" if softmax else "joint"
+    if allocation not in ALLOCATIONS:
+        raise InputError(f"allocation must be one of {', '.join(ALLOCATIONS)}, got {allocation!r}.")
+    for kind, names in given.items():
+        if names and kind != allocation:
+            raise InputError(
+                f"{names[0]} must be left out with allocation={allocation!r}, got one. Use allocation={kind!r}."
+            )
+    if allocation == "attention" and (views.score_type not in LOGITS or views.thumbnail_scores is None):
         got = f"score_type {views.score_type!r}" if views.guidance is None else "a video's guidance"
         raise InputError(
             f"allocation='attention' needs a thumbnail and scores before the softmax ({' or '.join(LOGITS)}), got {got}. "
             "Leave allocation out."
         )
-    for name, given in of_softmax.items():
-        if given and allocation == "attention":
-            raise InputError(f"{name} must be left out with allocation='attention', got one. Use allocation='softmax'.")
     return allocation
+
+
+def _worth(scores: Tensor, seen: Tensor, valid: Tensor, alpha: float) -> Tensor:
+    """What tokens are worth before likeness and price, float64 (batch, crops, tokens).
+
+    Which tokens of a crop: its own scores less their mean, in units of their deviation over all crops. Which crops: the
+    mean of what the thumbnail says of their tokens, standardised over the image. No offset of a view and no scale matters.
+    """
+    count = valid.sum(-1).clamp(min=1)[..., None]
+    own = scores.double().masked_fill(~valid, 0.0)
+    own = _per_deviation((own - own.sum(-1, keepdim=True) / count).masked_fill(~valid, 0.0), valid)
+    seen = seen.double().masked_fill(~valid, 0.0)
+    seen = (seen - seen.sum((-2, -1), keepdim=True) / valid.sum()).masked_fill(~valid, 0.0)
+    seen = _per_deviation(seen, valid)
+    region = seen.sum(-1, keepdim=True) / count
+    worth: Tensor = (1 - alpha) * (own + region) + alpha * seen
+    return worth.round(decimals=6)  # sums differ in their last bits in a batch
+
+
+def _per_deviation(centred: Tensor, valid: Tensor) -> Tensor:
+    """Centred values over their standard deviation in an image; zeros where all are equal."""
+    deviation = (centred.square().sum((-2, -1), keepdim=True) / valid.sum()).sqrt()
+    return centred / deviation.clamp(min=1e-100)
 
 
 def _attention_density(views: Views, canvas: Canvas) -> Tensor:
@@ -173,66 +228,6 @@ def _map(views: Views) -> Tensor:
     thumbnail: Tensor = views.thumbnail_scores.float()  # type: ignore[union-attr]
     unflattened: Tensor = thumbnail.unflatten(-1, views.thumbnail_grid)  # type: ignore[arg-type]
     return unflattened
-
-
-class Canvas:
-    """Where crop tokens lie on the stitched crops, and which rectangle of it is image and not padding."""
-
-    def __init__(self, views: Views):
-        (self.rows, self.cols), (self.height, self.width) = views.grid, views.token_grid  # type: ignore[misc]
-        self.thumbnail_height, self.thumbnail_width = views.thumbnail_grid  # type: ignore[misc]
-        self.device = views.scores.device
-        # Kept where the caller has it: on the CPU these reductions cost no synchronisation.
-        valid = views.valid if views.valid is not None else torch.ones(views.crops, views.tokens, dtype=torch.bool)
-        stitched = valid.view(self.rows, self.cols, self.height, self.width).transpose(1, 2).flatten(2).flatten(0, 1)
-        self.y = self._extent(stitched.any(1))
-        self.x = self._extent(stitched.any(0))
-
-    @staticmethod
-    def _extent(line: Tensor) -> tuple[int, int]:
-        where = line.nonzero().flatten()
-        return (int(where[0]), int(where[-1]) + 1) if len(where) else (0, len(line))
-
-    def overlaps(self) -> tuple[Tensor, Tensor]:
-        """Per axis, how much of each thumbnail cell a crop's valid area covers: (rows, cells) and (cols, cells)."""
-        rows = _overlap(self.rows, self.height, self.thumbnail_height, *self.y, self.device)
-        cols = _overlap(self.cols, self.width, self.thumbnail_width, *self.x, self.device)
-        return rows, cols
-
-    def blocks(self) -> tuple[Tensor, Tensor]:
-        """Per axis, the published code's equal blocks as 0/1 weights."""
-        rows = _block(self.rows, self.thumbnail_height, self.device)
-        return rows, _block(self.cols, self.thumbnail_width, self.device)
-
-    def project(self, thumbnail_map: Tensor) -> Tensor:
-        """The thumbnail's map (batch, height, width), resized to the valid area, as (batch, crops, tokens)."""
-        size = (self.y[1] - self.y[0], self.x[1] - self.x[0])
-        resized = F.interpolate(thumbnail_map[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        canvas = resized.new_zeros(resized.shape[0], self.rows * self.height, self.cols * self.width)
-        canvas[:, self.y[0] : self.y[1], self.x[0] : self.x[1]] = resized
-        tiles = canvas.unflatten(2, (self.cols, self.width)).unflatten(1, (self.rows, self.height))
-        projected: Tensor = tiles.transpose(2, 3).flatten(3).flatten(1, 2)
-        return projected
-
-
-@lru_cache(maxsize=4096)
-def _overlap(crops: int, size: int, cells: int, start: int, stop: int, device: torch.device) -> Tensor:
-    # The thumbnail shows the valid area, from start to stop on the canvas of crops of `size` tokens, stretched over
-    # `cells` cells.
-    scale = cells / (stop - start)
-    edges: Tensor = ((torch.arange(crops + 1) * size).clamp(start, stop) - start).double() * scale
-    cell = torch.arange(cells)
-    upper = torch.minimum(edges[1:, None], cell + 1.0)
-    lower = torch.maximum(edges[:-1, None], cell.double())
-    covered: Tensor = (upper - lower).clamp(min=0)
-    return covered.to(device)  # waits, once: other streams will read it too
-
-
-@lru_cache(maxsize=4096)
-def _block(crops: int, cells: int, device: torch.device) -> Tensor:
-    owner = (torch.arange(cells) // max(1, cells // crops)).clamp(max=crops - 1)
-    member: Tensor = F.one_hot(owner, crops).T.double()
-    return member.to(device)
 
 
 def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, per_area_of: int | None) -> Tensor:

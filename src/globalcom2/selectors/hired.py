@@ -9,7 +9,7 @@ from globalcom2.core.allocation import apportion, keep_best, ranks
 from globalcom2.core.ranking import Counts, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.selectors.globalcom2 import Canvas
+from globalcom2.selectors.canvas import Canvas
 from globalcom2.selectors.per_view import layer_scores, share
 
 
