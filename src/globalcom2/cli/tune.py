@@ -143,18 +143,20 @@ def _measured(asked: dict[str, Any], batch_size: int, path: Path | None, lenient
     """The result, measured now and kept. Methods that the model refuses are left out where `lenient`."""
     with notes.status("Loading torch and transformers"):
         from globalcom2.hf.loading import load_model  # noqa: PLC0415
-        from globalcom2.lab import evals  # noqa: PLC0415
         from globalcom2.lab.dataset import load_examples  # noqa: PLC0415
-        from globalcom2.lab.tuning import Tuning, possible  # noqa: PLC0415
+        from globalcom2.lab.evals import settings_of  # noqa: PLC0415
+        from globalcom2.lab.journal import Journal, journal_header  # noqa: PLC0415
+        from globalcom2.lab.studies import possible_settings  # noqa: PLC0415
+        from globalcom2.lab.tuning import Tuning  # noqa: PLC0415
 
     examples = load_examples(Path(asked["dataset"]), asked["pictures"])
-    settings = evals.settings_of(asked["methods"], asked["ratios"])
+    settings = settings_of(asked["methods"], asked["ratios"])
     notes.print(f"Loading {asked['model']}")
     network, processor = load_model(asked["model"], asked["dtype"], asked["device"], asked["attn"])
     if lenient:
-        settings, refused = possible(network, settings)
-        if refused:
-            notes.print(f"Left out, since this model has not what they read: {', '.join(refused)}.", highlight=False)
+        settings, refused = possible_settings(network, processor, settings, examples[0])
+        for name, reason in refused.items():
+            notes.print(f"Left out, {name}: {reason}", highlight=False, soft_wrap=True)
     journal_path = None if path is None else path.with_suffix(".partial.jsonl")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,7 @@ def _measured(asked: dict[str, Any], batch_size: int, path: Path | None, lenient
         seed=asked["seed"],
         share=asked["choosing"],
         batch_size=batch_size,
-        journal=evals.Journal(journal_path, evals.journal_header(network, examples, __version__)),
+        journal=Journal(journal_path, journal_header(network, examples, __version__)),
     )
     _warn_of_few(tuning)
     _stage("Choosing", tuning, settings)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from globalcom2.errors import GlobalCom2Error, InputError
+from globalcom2.errors import InputError
 from globalcom2.hf.config import CompressionConfig
 from globalcom2.lab.dataset import Example
-from globalcom2.lab.evals import EvalSetting, Journal, evaluate
+from globalcom2.lab.evals import EvalSetting, evaluate
+from globalcom2.lab.journal import Journal
 from globalcom2.lab.promises import (
     CONFIDENCE,
     Candidate,
@@ -101,7 +102,7 @@ class Tuning:
             if not rows:
                 rows.extend(self._answered(self.checking, [self.settings[0]], progress))
             both = [self.settings[0], setting]
-            rows.append(self._answered(self.checking, both, progress, again=1)[1])
+            rows.append(self._answered(self.checking, both, progress, told_before=1)[1])
             return losses_of(self.checking, rows[0], rows[-1], self._most)
 
         self.checks = check(self.steps, answered, self.max_loss, self.confidence)
@@ -183,17 +184,17 @@ class Tuning:
         }
 
     def _answered(
-        self, examples: list[Example], settings: list[EvalSetting], progress: Progress, again: int = 0
+        self, examples: list[Example], settings: list[EvalSetting], progress: Progress, told_before: int = 0
     ) -> list[dict[str, Any]]:
-        """Rows of `evaluate`; of its progress, that of the first `again` settings is not told a second time."""
-        silent = again * len(examples)
+        """Rows of `evaluate`; of its progress, the share of so many settings was told before."""
+        done = told = 0
 
-        def told(done: int) -> None:
-            nonlocal silent
-            hidden = min(silent, done)
-            silent -= hidden
-            if done > hidden:
-                progress(done - hidden)
+        def tell(more: int) -> None:
+            nonlocal done, told
+            done += more
+            new = done * (len(settings) - told_before) // len(settings) - told
+            told += new
+            progress(new)
 
         return evaluate(
             self.model,
@@ -202,7 +203,7 @@ class Tuning:
             settings,
             batch_size=self.batch_size,
             journal=self.journal,
-            progress=told,
+            progress=tell,
         )
 
 
@@ -230,16 +231,3 @@ def _by_image(right: str, asked: NDArray[np.int64]) -> NDArray[np.int64]:
     """Right answers per image, (images,), from one 0 or 1 per question."""
     hits = np.array([int(hit) for hit in right])
     return np.add.reduceat(hits, np.concatenate([[0], np.cumsum(asked)[:-1]]))
-
-
-def possible(model: Any, settings: Sequence[EvalSetting]) -> tuple[list[EvalSetting], list[str]]:
-    """The settings that a model takes, and the names of the methods that it refuses."""
-    taken, refused = [], []
-    for setting in settings:
-        try:
-            setting.block(model)
-        except GlobalCom2Error:
-            refused.append(setting.method_name)
-        else:
-            taken.append(setting)
-    return taken, list(dict.fromkeys(refused))
