@@ -223,9 +223,11 @@ def test_more_pivots_than_tokens():
 # VidCom2
 
 
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
 @pytest.mark.parametrize("pad", [0, 1])
-def test_vidcom2(pad):
-    seen = views(9, crops=3, side=3, pad=pad)
+def test_vidcom2(pad, temperature):
+    steady = views(9, crops=3, side=3).features * torch.tensor([0.3, 1.0, 0.4, 1.1, 0.5, 1.2])
+    seen = views(9, crops=3, side=3, pad=pad, features=steady + torch.tensor([5.0, 0.0, 5.0, 0.0, 5.0, 0.0]))
     ratio = 0.4
     valid = seen.valid.numpy()
     x = seen.features[0, 1:].double().numpy()
@@ -241,9 +243,9 @@ def test_vidcom2(pad):
 
     whole = [kernels(x[c][valid[c]][:, channels], shown[:, channels].mean(0)) for c in range(3)]
     own = [kernels(y := x[c][valid[c]][:, channels], y.mean(0)) for c in range(3)]
-    power = np.exp(-np.array([g.mean() for g in whole]) / 0.01)
+    power = np.exp(-np.array([g.mean() for g in whole]) / temperature)
     share = power / power.sum()
-    ranking = vidcom2(seen, ratio)
+    ranking = vidcom2(seen, ratio, temperature=temperature)
     np.testing.assert_allclose(ranking.ratios[0].numpy(), np.clip(ratio * (1 + share - share.mean()), 0, 1), atol=2e-4)
     for c in range(3):
         np.testing.assert_allclose(ranking.crops[0, c].numpy()[valid[c]], -(whole[c] + own[c]), atol=1e-5)

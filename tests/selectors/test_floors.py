@@ -76,7 +76,7 @@ def before_all_others(ranking):
     return torch.cat([ranking.thumbnail[:, None], ranking.crops], 1)[0] > 0
 
 
-@pytest.mark.parametrize("token_grid", [(8, 8), (3, 5), (7, 2), (1, 4)])
+@pytest.mark.parametrize("token_grid", [(8, 8), (3, 5), (7, 2), (1, 4), (2, 10)])
 @pytest.mark.parametrize("pad", [0, 2])
 def test_any_number_of_cells_is_exact(token_grid, pad):
     pad = min(pad, token_grid[0] - 1)

@@ -56,8 +56,7 @@ def unlike_pivots(tokens: Tensor, norms: Tensor, valid: Tensor, pivots: int) -> 
     norms = norms.masked_fill(~valid, -torch.inf)
     first = norms.argsort(dim=-1, descending=True, stable=True)[..., :count]
     chosen = tokens.gather(-2, first[..., None].expand(*first.shape, tokens.shape[-1]))
-    # Padding is a pivot where a view has less than that to show.
-    real = norms.gather(-1, first) > -torch.inf
-    likeness = whole.cosines(tokens, chosen).masked_fill(~real[..., None, :], -1.0).amax(-1)
+    # Padding is among the pivots only where all others are, too.
+    likeness = whole.cosines(tokens, chosen).amax(-1)
     ahead = torch.arange(count, 0, -1, device=first.device, dtype=likeness.dtype).expand_as(first)
     return (-likeness).scatter(-1, first, 1 + ahead).masked_fill(~valid, -torch.inf)

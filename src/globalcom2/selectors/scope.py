@@ -80,7 +80,7 @@ def coverage(tokens: Tensor, saliency: Tensor, valid: Tensor, count: int) -> Ten
         valid: bool (..., n).
         count: At least 1.
     """
-    alike = whole.cosines(tokens, tokens).clamp_(min=0).masked_fill_(~valid[..., None, :], 0)
+    alike = whole.cosines(tokens, tokens).masked_fill_(~valid[..., None, :], 0)
     covered = torch.zeros_like(saliency)
     scores = torch.zeros_like(saliency)
     left = valid.expand_as(saliency).clone()

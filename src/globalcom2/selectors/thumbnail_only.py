@@ -29,7 +29,7 @@ def thumbnail_only(views: Views, retention_ratio: float) -> Ranking:
         raise InputError(
             "thumbnail_scores must be given for method 'thumbnail_only', got None. Use 'uniform' without a thumbnail."
         )
-    crops = _places(views.scores.masked_fill(~views.valid_mask, float("-inf")).flatten(1))
+    crops = _places(views.scores.flatten(1))
     return Ranking(1 + _places(views.thumbnail_scores), crops.view(views.scores.shape), thumbnail_competes=True)
 
 
