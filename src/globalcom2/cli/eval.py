@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,13 +31,16 @@ from globalcom2.cli.options import (
     read_lists,
     read_result,
 )
-from globalcom2.cli.output import keep_result, measured_with, notes, print_runs, progress_bar
+from globalcom2.cli.output import keep_result, measured_with, notes, progress_bar
+from globalcom2.errors import InputError
 
-RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
-METHODS = ("globalcom2", "globalcom2:layer=-1", "globalcom2:preset=paper", "uniform", "random")
-"""The third one has all of the paper's choices, the second only its layer."""
-QUICK_RATIOS = (1.0, 0.25, 0.1)
-QUICK_METHODS = ("globalcom2", "globalcom2:preset=paper", "uniform")
+if TYPE_CHECKING:
+    from globalcom2.lab.dataset import Example
+    from globalcom2.lab.evals import EvalSetting
+
+RATIOS = (1.0, 0.25, 0.1, 0.05, 0.03)
+QUICK_RATIOS = (1.0, 0.1, 0.05)
+QUICK_METHODS = ("globalcom2", "globalcom2:preset=paper", "scope", "fastervlm", "uniform")
 QUICK_PICTURES = 60
 
 
@@ -51,7 +54,7 @@ def evaluate(
     pictures: Pictures = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="A first impression: 60 images, 3 ratios, 3 methods, unless you say otherwise."),
+        typer.Option("--quick", help="A first impression: 60 images, 3 ratios, 5 methods, unless you say otherwise."),
     ] = False,
     batch_size: BatchSize = 16,
     out: Annotated[
@@ -59,6 +62,14 @@ def evaluate(
         typer.Option(help="Write the result into this .json file. A stopped run goes on there.", show_default=False),
     ] = None,
     force: Force = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep every outcome in this .jsonl file, and take from it what an earlier run of this model and set "
+            "found. A study with more methods then asks only what is new.",
+            show_default=False,
+        ),
+    ] = None,
     plot: Plot = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -68,17 +79,19 @@ def evaluate(
 ) -> None:
     """Measure how well a model answers with fewer visual tokens: methods x ratios on an evaluation set.
 
-    How long it will take is said first. A result that --out holds already is shown again if it is of the same run.
+    Unless you say otherwise, every method is tried, other packages' too. How long it will take is said first. A result that
+    --out holds already is shown again if it is of the same run.
     """
-    default = (QUICK_RATIOS, QUICK_METHODS) if quick else (RATIOS, METHODS)
-    ratios, methods = read_lists(retention, method, preset, config, default)
+    ratios, methods = _lists(retention, method, preset, config, quick)
     first = QUICK_PICTURES if quick and pictures is None else pictures
     asked = _asked(model, dataset, first, (ratios, methods), (dtype, device, attn))
     result = None if force else read_result(out, asked)
     check_result(out, force or result is not None)
     check_drawing("--plot", plot)
+    _check_journal(journal)
     if result is None:
-        result = _measured(asked, ratios, methods, batch_size, out)
+        lenient = not any((method, preset, config))
+        result = _measured(asked, ratios, methods, batch_size, journal or unfinished(out), lenient=lenient)
         keep_result(result, out, unfinished(out))
     if plot is not None:
         from globalcom2.lab.plots import draw_eval  # noqa: PLC0415
@@ -87,9 +100,29 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        from globalcom2.lab.labels import label  # noqa: PLC0415
+        from globalcom2.cli.eval_table import print_eval  # noqa: PLC0415
 
-        print_runs(result, ["method", "ratio"], lambda row: [label(row), f"{row['retention_ratio']:g}"])
+        print_eval(result)
+
+
+def _lists(
+    retention: list[str] | None, method: list[str] | None, preset: str | None, config: Path | None, quick: bool
+) -> tuple[list[float], list[str]]:
+    """Ratios and methods to try."""
+    ratios, methods = read_lists(
+        retention, method, preset, config, (QUICK_RATIOS, QUICK_METHODS) if quick else (RATIOS, ())
+    )
+    if methods:
+        return ratios, methods
+    with notes.status("Loading torch and transformers"):
+        from globalcom2.lab.studies import study_methods  # noqa: PLC0415
+    return ratios, study_methods()
+
+
+def _check_journal(path: Path | None) -> None:
+    """Raise `InputError` unless `path` is None or a .jsonl file that can be written."""
+    if path is not None and (path.suffix != ".jsonl" or not path.resolve().parent.is_dir() or path.is_dir()):
+        raise InputError(f"--journal must be a .jsonl file in an existing folder, got {str(path)!r}.")
 
 
 def _asked(
@@ -120,23 +153,32 @@ def unfinished(out: Path | None) -> Path | None:
 
 
 def _measured(
-    asked: dict[str, Any], ratios: list[float], methods: list[str], batch_size: int, out: Path | None
+    asked: dict[str, Any],
+    ratios: list[float],
+    methods: list[str],
+    batch_size: int,
+    kept: Path | None,
+    *,
+    lenient: bool,
 ) -> dict[str, Any]:
-    """The result, measured now."""
+    """The result, measured now. Methods that the model refuses are left out where `lenient`."""
     with notes.status("Loading torch and transformers"):
         from globalcom2.hf.loading import load_model  # noqa: PLC0415
         from globalcom2.lab import evals  # noqa: PLC0415
         from globalcom2.lab.dataset import load_examples  # noqa: PLC0415
         from globalcom2.lab.durations import seconds_left, told  # noqa: PLC0415
+        from globalcom2.lab.journal import Journal, journal_header  # noqa: PLC0415
         from globalcom2.mini import EVALUATION_SET  # noqa: PLC0415
 
     path = EVALUATION_SET if asked["dataset"] is None else Path(asked["dataset"])
     examples = load_examples(path, asked["pictures"])
     notes.print(f"Loading {asked['model']}")
     network, processor = load_model(asked["model"], asked["dtype"], asked["device"], asked["attn"])
+    journal = Journal(kept, journal_header(network, examples, __version__))
     settings = evals.settings_of(methods, ratios)
+    if lenient:
+        settings = _possible(network, processor, settings, examples[0])
     questions = sum(len(example.questions) for example in examples)
-    journal = evals.Journal(unfinished(out), evals.journal_header(network, examples, __version__))
     what = f"{questions:,} questions about {len(examples)} images in {len(settings)} settings"
     with notes.status(f"{what}: timing a first batch"):
         seconds = seconds_left(network, processor, examples, settings, batch_size, journal)
@@ -153,4 +195,15 @@ def _measured(
             progress=partial(bar.advance, task),
         )
     about = {"model": asked["model"], "dataset": path.name, "pictures": len(examples), **measured_with(network)}
-    return {**about, "asked": asked, "runs": rows}
+    return {**about, "batch_size": batch_size, "asked": asked, "runs": rows}
+
+
+def _possible(network: Any, processor: Any, settings: list[EvalSetting], example: Example) -> list[EvalSetting]:
+    """The settings that the model can be in; of the others the reason is told."""
+    from globalcom2.lab.studies import possible_settings  # noqa: PLC0415
+
+    with notes.status("Trying every method"):
+        found, refused = possible_settings(network, processor, settings, example)
+    for name, reason in refused.items():
+        notes.print(f"Left out: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    return found

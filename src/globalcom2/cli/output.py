@@ -91,7 +91,7 @@ def print_runs(result: dict[str, Any], heads: Sequence[str], cells: Callable[[di
     title = f"{result['model']} on {result['dataset']}: {result['pictures']} images, {rows[0]['questions']} questions"
     console.print(title, style="bold", highlight=False)
     kinds = list(rows[0]["kinds"])
-    whole, by_kind = _table(heads, ["tokens", "accuracy", "95 % interval", "of full"]), _table(heads, kinds)
+    whole, by_kind = runs_table(heads, ["tokens", "accuracy", "95 % interval", "of full"]), runs_table(heads, kinds)
     for row in rows:
         low, high = row["interval"]
         figures = (f"{row['visual_tokens']:.0f}", percent(row["accuracy"]), f"{percent(low)} to {percent(high)}")
@@ -119,7 +119,7 @@ def print_answers(found: Comparison, name: str | None = None) -> None:
     for column in ("method", "ratio", "answer", "visual\ntokens", "prompt\ntokens", f"prefill\n{unit}", "seconds"):
         left = column in ("method", "answer")
         table.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    heads = [(FULL, "1", found.full), *((run.label, f"{run.retention_ratio:g}", run) for run in found.runs)]
+    heads = [(FULL, "1", found.full), *((run.label, run.budget.replace(" tokens", ""), run) for run in found.runs)]
     for method, ratio, answer in heads:
         operations = "-" if answer.prefill_flops is None else f"{answer.prefill_flops / size:,.2f}"
         figures = (str(answer.visual_tokens), str(answer.prompt_tokens), operations, f"{answer.seconds:.3f}")
@@ -127,7 +127,7 @@ def print_answers(found: Comparison, name: str | None = None) -> None:
     console.print(table)
     for run in found.runs:
         ratios = ", ".join(f"{ratio:.0%}" for ratio in run.crop_ratios)
-        which = f" by {run.label} at {run.retention_ratio:g}" if len(found.runs) > 1 else ""
+        which = f" by {run.setting}" if len(found.runs) > 1 else ""
         if ratios or not which:
             took = f"Selection: {run.selection_seconds * 1e3:.1f} ms."
             console.print(Text(f"Kept per crop{which}: {ratios or '-'}. {took}"))
@@ -146,7 +146,8 @@ def flops_unit(smallest: float) -> tuple[str, float]:
     return next((unit for unit in UNITS if smallest >= 0.05 * unit[1]), UNITS[-1])
 
 
-def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+def runs_table(left: Sequence[str], right: Sequence[str]) -> Table:
+    """An empty table: columns on the left, whose texts may break, and columns of figures."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in left:
         table.add_column(column, overflow="fold")
