@@ -127,7 +127,7 @@ def apart(views):
 # The mini model: answers
 
 METHODS = (
-    "globalcom2:newlines=from_2",
+    "globalcom2:allocation=joint,newlines=from_2",
     "globalcom2:newlines=none,thumbnail_weight=2.0,score=similarity",
     "divprune:newlines=none",
     "vidcom2:newlines=all",
