@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from globalcom2 import CompressionConfig, InputError, Ranking, Views, compress, select
+from globalcom2 import CompressionConfig, InputError, Ranking, Views, select
 from globalcom2.core.newlines import check_newlines, image_budget, opens_at
 from globalcom2.core.selection import budget_of
 
