@@ -20,7 +20,7 @@ def dart(views: Views, retention_ratio: float, *, pivots: int = 4, joint: bool =
     Args:
         views: Images or videos, with features and keys.
         retention_ratio: Fraction to keep, in (0, 1].
-        pivots: How many, at least 1. The paper has as many among the tokens of an image.
+        pivots: How many, at least 1. Published settings have four among the tokens of an image.
         joint: True: pivots and order are of all tokens of an image, thumbnail and crops together. False: each view has
             pivots of its own, and all keep the same ratio.
 
@@ -32,7 +32,8 @@ def dart(views: Views, retention_ratio: float, *, pivots: int = 4, joint: bool =
 
     Paper: https://arxiv.org/abs/2502.11494. Differs from the paper, and is called DART-like therefore: the paper prunes
     inside the language model, behind its second layer, with pivots among the words too, while this compares features and
-    keys of the vision tower (keys are means over heads); padding is never kept; newlines are kept by this package's rules.
+    keys of the vision tower (keys are means over heads). All pivots share one order, so that the budget is exact. Padding
+    is never kept, and newlines are kept by this package's rules.
     """
     if type(pivots) is not int or pivots < 1:
         raise InputError(f"pivots must be an integer of at least 1, got {pivots!r}.")
