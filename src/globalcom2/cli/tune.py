@@ -89,6 +89,8 @@ def tune(
     if not 0 < choosing < 1:
         raise InputError(f"--choosing must be a share in (0, 1), got {choosing:g}. Write 0.5 for half of the images.")
     ratios, methods = read_lists(retention, method, preset, config, (RATIOS, METHODS))
+    if min(ratios) == 1:
+        raise InputError("--retention must hold a ratio below 1, got all tokens alone. Try 0.5,0.25,0.1.")
     asked = {
         "model": model,
         "dataset": str(dataset.resolve()),
