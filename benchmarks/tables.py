@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from globalcom2.lab.labels import FULL, label, options_label, percent
 from globalcom2.lab.summaries import markdown_table
 from globalcom2.mini import EVALUATION_SET
 
+sys.path.insert(0, str(Path(__file__).parent))  # where this file is loaded instead of run, too
+import compared
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
@@ -29,21 +33,35 @@ PAGES = (
     "docs/costs.md",
     "docs/evaluation.md",
     "docs/measured.md",
+    "docs/methods-compared.md",
     "docs/which-ratio.md",
     "src/globalcom2/mini/MODEL_CARD.md",
 )
+IN_SHORT = (FULL, "globalcom2", "globalcom2, layer=-1", "globalcom2, paper", "uniform", "random")
+"""Methods of the tables of README and docs/evaluation.md; docs/methods-compared.md has all."""
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def result(name: str) -> dict[str, Any]:
+    """A committed result."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
 
 
 def runs(name: str) -> list[dict[str, Any]]:
     """Rows of a committed result."""
-    found: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
+    found: list[dict[str, Any]] = result(name)["runs"]
     return found
+
+
+def evaluation() -> list[dict[str, Any]]:
+    """Rows of the evaluation for pages that do not compare all methods."""
+    return [row for row in runs("mini-eval") if label(row) in IN_SHORT]
 
 
 def short() -> str:
     """Evaluation, three ratios."""
-    return markdown_table([row for row in runs("mini-eval") if row["retention_ratio"] in (1.0, 0.25, 0.1)])
+    return markdown_table([row for row in evaluation() if row["retention_ratio"] in (1.0, 0.25, 0.1)])
 
 
 def reading() -> str:
@@ -51,7 +69,7 @@ def reading() -> str:
     examples = load_examples(EVALUATION_SET)
     read = np.array([question.kind == "read" for example in examples for question in example.questions])
     owner = np.repeat(np.arange(len(examples)), [len(example.questions) for example in examples])
-    bootstrap, rows = Bootstrap(owner), runs("mini-eval")
+    bootstrap, rows = Bootstrap(owner), evaluation()
     drawn = {(label(r), r["retention_ratio"]): bootstrap.accuracies(_right(r), read) for r in rows}
     exact = {(label(r), r["retention_ratio"]): r["kinds"]["read"] for r in rows}
     lines = ["| method | ratio | read | 95 % interval | minus uniform, points |", "|---|---|---|---|---|"]
@@ -141,7 +159,8 @@ def which_ratio() -> str:
     quality = {r["retention_ratio"]: r for r in runs("mini-eval") if label(r) in (FULL, "globalcom2")}
     measured = json.loads((RESULTS / "bench-7b-h200.json").read_text())["rows"]
     speed = {row["retention_ratio"]: row for row in measured if row["batch_size"] == 16}
-    costs = estimate_costs(named_configs()["llava-next-7b"], (672, 672), [1.0, 0.5, 0.25, 0.1, 0.05])
+    ratios = [ratio for ratio in (1.0, 0.5, 0.25, 0.1, 0.05, 0.03) if ratio in quality]
+    costs = estimate_costs(named_configs()["llava-next-7b"], (672, 672), ratios)
     lines = [
         "| ratio | accuracy kept | reading | counting | operations | KV cache | first token | peak memory |",
         "|---|---|---|---|---|---|---|---|",
@@ -189,7 +208,12 @@ def families() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "eval-short": short,
-    "eval": lambda: markdown_table(runs("mini-eval")),
+    "eval": lambda: markdown_table(evaluation()),
+    "compared-words": lambda: compared.in_words(result("mini-eval")),
+    "compared-winners": lambda: compared.who_wins(result("mini-eval")),
+    "compared-all": lambda: compared.standings(result("mini-eval")),
+    "compared-tokens": lambda: compared.tokens(result("mini-eval")),
+    "compared-each": lambda: compared.each(result("mini-eval")),
     "reading": reading,
     "analysis": analysis,
     "digits-kept": digits_kept,

@@ -35,7 +35,8 @@ def print_eval(result: dict[str, Any]) -> None:
     console.print(
         "tokens: per image, newlines included, the mean over the language model's layers. all: accuracy, %. minus default: "
         "paired difference to the default method at this ratio in points, 95 % interval over images; level where that "
-        "holds 0. ms: selection per image. share: its part of the time to the first token. nl: newlines.",
+        "holds 0; empty where more tokens were read. ms: selection per image. share: its part of the time to the first "
+        "token. nl: newlines.",
         highlight=False,
     )
 

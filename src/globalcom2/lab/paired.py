@@ -13,6 +13,9 @@ from globalcom2.lab.labels import is_full
 
 AHEAD, LEVEL, BEHIND, DEFAULT = "ahead", "level", "behind", "default"
 
+MORE = 1.05
+"""A row that reads this many times the default's tokens has another budget, and is not compared."""
+
 
 def is_default(row: dict[str, Any]) -> bool:
     """Whether a row is of the default method with nothing changed."""
@@ -28,20 +31,21 @@ def with_differences(rows: list[dict[str, Any]], owners: NDArray[np.int64]) -> l
 
     Returns:
         The rows with two more keys: `difference`, the accuracy minus the default's, and `difference_interval`, its 95 %
-        interval over images, drawn in pairs. Both are None for all tokens, for the default itself, and where it was not
-        tried.
+        interval over images, drawn in pairs. Both are None for all tokens, for the default itself, where it was not tried,
+        and for a row that reads more tokens than it, by more than a twentieth and half a token.
     """
     bootstrap = Bootstrap(owners)
-    bases = {row["retention_ratio"]: _right(row) for row in rows if is_default(row)}
+    bases = {row["retention_ratio"]: row for row in rows if is_default(row)}
     found = []
     for row in rows:
         base = bases.get(row["retention_ratio"])
-        if base is None or is_full(row) or is_default(row):
+        apart = base is None or is_full(row) or is_default(row)
+        if base is None or apart or row["visual_tokens"] > MORE * base["visual_tokens"] + 0.5:
             found.append({**row, "difference": None, "difference_interval": None})
             continue
-        right = _right(row)
-        drawn = bootstrap.accuracies(right) - bootstrap.accuracies(base)
-        more = {"difference": float(right.mean() - base.mean()), "difference_interval": interval(drawn)}
+        right, of_default = _right(row), _right(base)
+        drawn = bootstrap.accuracies(right) - bootstrap.accuracies(of_default)
+        more = {"difference": float(right.mean() - of_default.mean()), "difference_interval": interval(drawn)}
         found.append({**row, **more})
     return found
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from globalcom2.lab.labels import is_full, label
 from globalcom2.lab.lettering import lettering
+from globalcom2.lab.standings import draw_standings
 
 DPI = 130
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -30,7 +31,8 @@ def draw_eval(rows: list[dict[str, Any]], path: Path) -> Figure:
     """Draw accuracy against visual tokens, one line per method with its 95 % band.
 
     The first panel shows all questions, the others one kind of question each. A panel ends just below the lowest point of
-    the methods that are near each other; one that lies far below them leaves it, and a note tells where to.
+    the methods that are near each other; one that lies far below them leaves it, and a note tells where to. More methods than
+    there are colours are drawn by `draw_standings`.
 
     Args:
         rows: Rows of `evals.evaluate`, the uncompressed run first.
@@ -39,6 +41,8 @@ def draw_eval(rows: list[dict[str, Any]], path: Path) -> Figure:
     Returns:
         The matplotlib figure.
     """
+    if len(_lines(rows, None)) > len(COLORS):
+        return draw_standings(rows, path)
     kinds = list(rows[0]["kinds"])
     figure, axes = _figure(len(kinds) + 1)
     far = _far_below(_lines(rows, None))
