@@ -13,7 +13,7 @@ _PAPER = {"layer": -1, "allocation": "softmax", "alpha": 0.5}
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "default": MappingProxyType({}),
-        "paper": MappingProxyType(_PAPER),
+        "paper": MappingProxyType({**_PAPER, "newlines": "counted"}),
         "published": MappingProxyType({**_PAPER, "exact": False, "thumbnail_order": "score"}),
     }
 )

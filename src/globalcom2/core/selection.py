@@ -22,7 +22,7 @@ from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import DataError, InputError
 
-DEFAULT_NEWLINES = "counted"
+DEFAULT_NEWLINES = "from_3"
 """`newlines` of exact budgets where nothing is said."""
 Selector = Callable[..., Ranking]
 """function(views, retention_ratio, **options) -> Ranking."""
@@ -77,7 +77,7 @@ def select(
         newlines: For packings with newline tokens (`views.lines`). "counted": the budget pays for them and a line
             keeps its newline only if it keeps a token. "from_2", "from_3" and so on: the same, but from its second, third
             ... kept token on. "none": the same budget, all of it for tokens. "all": every line keeps its newline and none
-            is counted, as in the published code. Default: "counted" if `exact`, else "all".
+            is counted, as in the published code. Default: "from_3" if `exact`, else "all".
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
             budget. Needs `exact`. Default: 1.
         check: Whether to look for values that are not finite, in the views and in what the method returns, which makes a

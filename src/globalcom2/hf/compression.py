@@ -71,7 +71,8 @@ def compress(
             `Method`; or a function(views, retention_ratio, **options) that returns a `Ranking` and reads scores alone.
             Default: "globalcom2".
         preset: Settings of `globalcom2` by name: "default"; "paper", the paper's choices (layer=-1, allocation="softmax",
-            alpha=0.5); or "published", these with exact=False and thumbnail_order="score". What else is passed wins.
+            alpha=0.5, newlines="counted"); or "published", these with exact=False, the published newlines and
+            thumbnail_order="score". What else is passed wins.
         config: A `CompressionConfig` to start from, instead of a preset. What else is passed wins; another method drops
             the options of the config's.
         exact: True: how many tokens an image keeps follows from its size and the ratio alone. False: the published
@@ -84,7 +85,8 @@ def compress(
         layer: The tower's layer whose attention row is read; negative counts from the end, -1 as in the published code.
             Default: the deepest whose output the language model reads by `model.config`, in LLaVA-NeXT the second-last; -1
             with `exact=False`.
-        newlines: "counted", "all" or "none", see `select`. Default: "counted"; "all" with `exact=False`.
+        newlines: "counted", "from_2", "from_3" ..., "all" or "none", see `select`. Default: "from_3"; "all" with
+            `exact=False`.
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`. Default: 1.0.
         positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
             Default: "closed".
