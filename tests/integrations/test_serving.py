@@ -222,10 +222,29 @@ def test_an_engine_follows_a_methods_options():
     assert len(marks) == 2
 
 
-@pytest.mark.parametrize("text", ["globalcom2:layer=-1", "globalcom2:exact=False", "globalcom2:preset=published"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "globalcom2:layer=-1",
+        "globalcom2:exact=False",
+        "globalcom2:preset=published",
+        "globalcom2:inside=fastv,inside_layer=2,inside_share=0.5",
+        "globalcom2:max_visual_tokens=64",
+        "globalcom2:max_visual_tokens_per_call=64",
+    ],
+)
 def test_what_an_engine_cannot_follow(text):
     with pytest.raises(InputError, match=f"globalcom2_method '{text}' cannot be served: .* must be left out"):
         options(globalcom2_method=text)
+
+
+def test_a_ratio_by_content_cannot_be_served(tmp_path, capsys):
+    with pytest.raises(InputError, match="globalcom2_retention must be a number"):
+        options(globalcom2_retention="auto")
+    CompressionConfig("auto").save_pretrained(tmp_path)
+    err, command = served("mini", "--config", str(tmp_path), capsys=capsys)
+    assert command is None
+    assert "retention_ratio must be a number in (0, 1] for an engine, got 'auto'" in " ".join(err.split())
 
 
 # What of `select` an engine follows
