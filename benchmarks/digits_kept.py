@@ -36,29 +36,31 @@ from globalcom2.selectors import Ranking
 from scenes import TUNING_PHOTOS, Scene, scene
 from tower import PARTS, crop
 
-RATIOS = (0.25, 0.1, 0.05)
+RATIOS = (0.25, 0.1, 0.05, 0.03)
+COUNTED = {"newlines": "counted"}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
-    "uniform": ("uniform", {}),
-    "uniform, layer=-1": ("uniform", {"layer": -1}),
+    "uniform": ("uniform", COUNTED),
+    "uniform, layer=-1": ("uniform", {"layer": -1, **COUNTED}),
     "globalcom2 with the paper's choices: layer=-1, softmax, alpha 0.5": (
         "globalcom2",
-        {"layer": -1, "allocation": "softmax", "alpha": 0.5},
+        {"layer": -1, "allocation": "softmax", "alpha": 0.5, **COUNTED},
     ),
-    "layer=-1, attention, alpha 0.3": ("globalcom2", {"layer": -1}),
-    "softmax, alpha 0.5": ("globalcom2", {"allocation": "softmax", "alpha": 0.5}),
-    "softmax, alpha 0.3": ("globalcom2", {"allocation": "softmax", "alpha": 0.3}),
-    "softmax, alpha 0": ("globalcom2", {"allocation": "softmax", "alpha": 0.0}),
-    "attention, alpha 0.5": ("globalcom2", {"alpha": 0.5}),
-    "globalcom2 by default: attention, alpha 0.3": ("globalcom2", {}),
-    "attention, alpha 0": ("globalcom2", {"alpha": 0.0}),
-    "told: budgets by the number of tags or lines in each crop": ("told", {}),
-    "uniform, thumbnail_weight=0.5": ("uniform", {"thumbnail_weight": 0.5}),
-    "globalcom2 by default, thumbnail_weight=0.5": ("globalcom2", {"thumbnail_weight": 0.5}),
+    "layer=-1, attention": ("globalcom2", {"layer": -1, "allocation": "attention", **COUNTED}),
+    "softmax, alpha 0.5": ("globalcom2", {"allocation": "softmax", "alpha": 0.5, **COUNTED}),
+    "softmax": ("globalcom2", {"allocation": "softmax", **COUNTED}),
+    "softmax, alpha 0": ("globalcom2", {"allocation": "softmax", "alpha": 0.0, **COUNTED}),
+    "attention": ("globalcom2", {"allocation": "attention", **COUNTED}),
+    "told: budgets by the number of tags or lines in each crop": ("told", COUNTED),
+    "joint": ("globalcom2", COUNTED),
+    "joint, thumbnail_weight=0.5": ("globalcom2", {"thumbnail_weight": 0.5, **COUNTED}),
+    "uniform, newlines=from_3": ("uniform", {}),
+    "attention, newlines=from_3": ("globalcom2", {"allocation": "attention"}),
+    "globalcom2 by default: joint, newlines=from_3": ("globalcom2", {}),
     "uniform, newlines=none": ("uniform", {"newlines": "none"}),
-    "globalcom2 by default, newlines=none": ("globalcom2", {"newlines": "none"}),
+    "joint, newlines=none": ("globalcom2", {"newlines": "none"}),
 }
-"""`layer` is an option of `compress`, all others of `select`."""
+"""`layer` is an option of `compress`, all others of `select`. Newlines count unless a name says otherwise."""
 
 
 class Seen(NamedTuple):
@@ -122,7 +124,10 @@ def covered(image: Seen, ratio: float, method: str, options: dict[str, Any]) -> 
     """For every number that is asked for, whether a token of its tens and one of its units stay."""
     tens, units = (image.owners[:, PARTS.index(part)] for part in ("tens", "units"))
     if method == "told":
-        options = {"things": torch.tensor([len(set(own[own >= 0].tolist())) for own in tens], dtype=torch.float64)}
+        options = {
+            **options,
+            "things": torch.tensor([len(set(own[own >= 0].tolist())) for own in tens], dtype=torch.float64),
+        }
     of_select = {name: value for name, value in options.items() if name != "layer"}
     kept = select(image.views[options.get("layer")], ratio, method, **of_select).crops[0].numpy()
     return [bool(((tens == thing) & kept).any() and ((units == thing) & kept).any()) for thing in image.asked]

@@ -14,15 +14,16 @@ import torch
 
 from globalcom2 import Views, list_methods, select
 from globalcom2.adapters.llava_next import LlavaNextAdapter
+from globalcom2.core.methods import get_method
 from globalcom2.lab.estimates import named_configs
 from globalcom2.lab.machine import machine
 
-RUNS, WIDTH = 200, 4096
+RUNS, WIDTH, TOWER_WIDTH, KEYS = 50, 4096, 1024, 64
 
 
 def timed(work: Callable[[], object]) -> list[float]:
-    """Seconds of `RUNS` runs, after twenty that are not counted."""
-    for _ in range(20):
+    """Seconds of `RUNS` runs, after five that are not counted."""
+    for _ in range(5):
         work()
     seconds = []
     for _ in range(RUNS):
@@ -37,11 +38,23 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     layout = LlavaNextAdapter().layout(named_configs()["llava-next-7b"], 672, 672)
-    scores, features = torch.randn(5, 576) * 3, torch.randn(len(layout.slots), WIDTH)
+    scores, features = torch.randn(5, 576).mul(3).softmax(-1), torch.randn(len(layout.slots), WIDTH)
+    read = {"features": torch.randn(5, 576, TOWER_WIDTH), "keys": torch.randn(5, 576, KEYS)}
     rows = []
     for method in list_methods():
-        for ratio in (0.25, 0.1):
-            views = Views(scores[1:], layout.valid, layout.grid, None, scores[0], layout.token_grid, layout.lines)
+        for ratio in (0.25, 0.1, 0.05):
+            layers = scores.expand(len(get_method(method).layers), -1, -1) if get_method(method).layers else None
+            views = Views(
+                scores[1:],
+                layout.valid,
+                layout.grid,
+                thumbnail_scores=scores[0],
+                token_grid=layout.token_grid,
+                lines=layout.lines,
+                score_type="attention",
+                layer_scores=layers,
+                **read,
+            )
 
             def mask(views: Views = views, ratio: float = ratio, method: str = method) -> torch.Tensor:
                 keep = select(views, ratio, method)
