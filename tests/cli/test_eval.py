@@ -3,13 +3,19 @@
 import json
 import re
 
+import pytest
+
 from command import call
-from globalcom2 import CompressionConfig
+from globalcom2 import CompressionConfig, Method
 from globalcom2.cli import eval as command
+from globalcom2.core import methods, plugins
 from globalcom2.core.methods import parse_method
 from globalcom2.lab.dataset import Example, Question
 from globalcom2.lab.durations import seconds_left, told
-from globalcom2.lab.evals import Journal, Outcome, settings_of
+from globalcom2.lab.evals import settings_of
+from globalcom2.lab.journal import Journal, Outcome
+from globalcom2.lab.labels import FULL, label
+from globalcom2.lab.studies import study_methods
 
 FEW = ["--pictures", "2", "--retention", "0.1", "--method", "uniform"]
 
@@ -37,23 +43,97 @@ def test_a_result_of_the_same_run_is_shown_again(capsys, tmp_path):
 def test_quick_asks_less(monkeypatch, capsys):
     asked = []
 
-    def measured(wanted, ratios, methods, batch_size, out):
-        asked.append((wanted["pictures"], ratios, methods))
+    def measured(wanted, ratios, methods, batch_size, kept, *, lenient):
+        asked.append((wanted["pictures"], ratios, methods, lenient))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "_measured", measured)
     for words in ([], ["--quick"], ["--quick", "--pictures", "7", "--retention", "0.5", "--method", "random"]):
         assert call(capsys, "eval", *words)[0] == 130
-    assert asked[0] == (None, list(command.RATIOS), list(command.METHODS))
-    assert asked[1] == (60, [1.0, 0.25, 0.1], ["globalcom2", "globalcom2:preset=paper", "uniform"])
-    assert asked[2] == (7, [0.5], ["random"])
+    assert asked[0] == (None, [1.0, 0.25, 0.1, 0.05, 0.03], study_methods(), True)
+    assert asked[1] == (60, list(command.QUICK_RATIOS), list(command.QUICK_METHODS), True)
+    assert asked[2] == (7, [0.5], ["random"], False)
+
+
+@pytest.fixture
+def outsider(monkeypatch):
+    """A package beside this one, with a method of its own and one that needs more than there is."""
+
+    class Entry:
+        name, value, dist = "outsider", "outside:METHOD", None
+
+        def __init__(self, method):
+            self.method = method
+
+        def load(self):
+            return self.method
+
+    def last(views, retention_ratio, *, must):
+        raise AssertionError
+
+    uniform = "globalcom2.selectors.uniform:uniform"
+    made = [Method("outsider", uniform, "as uniform", code_newlines="none"), Method("lacking", last, "has no default")]
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: map(Entry, made if group == methods.ENTRY_POINTS else [])
+    )
+    methods._load_entry_points.cache_clear()
+    yield made[0]
+    methods._load_entry_points.cache_clear()
+
+
+def test_every_method_is_tried_once_by_each_rule_for_newlines():
+    texts = study_methods()
+    assert texts[0] == "globalcom2"
+    assert {parse_method(text)[0] for text in texts if not text.startswith(FULL)} == set(methods.list_methods())
+    settings = settings_of(texts, [0.1])
+    assert len(settings) == len(texts) + 1  # no two mean the same
+    assert len({setting.name for setting in settings}) == len(settings)
+    ruled = {text.partition(":")[0]: text for text in texts if "newlines=" in text}
+    assert set(ruled) == {name for name in methods.list_methods() if methods.get_method(name).code_newlines}
+    assert set(ruled) < set(texts)
+
+
+def test_an_outsiders_method_stands_beside_the_others(capsys, outsider, monkeypatch, tmp_path):
+    ours = [text for text in study_methods() if text == "globalcom2" or text.startswith(("outsider", "lacking"))]
+    assert len(ours) == 4
+    monkeypatch.setattr("globalcom2.lab.studies.study_methods", lambda: ours)
+    out = tmp_path / "result.json"
+    code, table, err = call(capsys, "eval", "--pictures", "2", "--retention", "0.1", "--out", str(out))
+    assert code == 0, err
+    assert "Left out: lacking: option 'must' of method 'lacking' must be given" in err
+    block = table.split("ratio 0.1")[1]
+    names = [line.split("  ")[0].strip() for line in block.splitlines() if line.strip()]
+    assert {"outsider", "outsider, nl=none", "globalcom2"} <= set(names)
+    rows = {label(row): row for row in json.loads(out.read_text())["runs"]}
+    assert rows["outsider"]["difference"] is not None
+    assert rows["globalcom2"]["difference"] is None
+    assert rows["outsider"]["visual_tokens"] == rows["globalcom2"]["visual_tokens"]
+    code, _, err = call(capsys, "eval", "--pictures", "2", "--retention", "0.1", "--method", "lacking")
+    assert code == 2  # a method that was asked for is not left out
+    assert "must be given" in err
+
+
+def test_a_journal_serves_a_longer_study(capsys, tmp_path):
+    journal = tmp_path / "journal.jsonl"
+    assert call(capsys, "eval", *FEW, "--journal", str(journal))[0] == 0
+    before = journal.read_text()
+    code, out, err = call(capsys, "eval", *FEW, "--method", "random", "--journal", str(journal), "--json")
+    assert code == 0, err
+    assert [run["method"] for run in json.loads(out)["runs"]] == [FULL, "uniform", "random"]
+    added = journal.read_text().removeprefix(before).splitlines()
+    assert [json.loads(line)["setting"] for line in added] == ["random 0.1"] * 2
+    code, _, err = call(capsys, "eval", *FEW, "--journal", str(tmp_path / "journal.txt"))
+    assert code == 2
+    assert "--journal must be a .jsonl file" in err
 
 
 def test_a_saved_configuration(monkeypatch, capsys, tmp_path):
     CompressionConfig.from_preset("paper", retention_ratio=0.3).save_pretrained(tmp_path)
     asked = []
 
-    def measured(wanted, *found):
+    def measured(wanted, *found, lenient):
+        assert not lenient
         asked.append(found[:2])
         raise KeyboardInterrupt
 

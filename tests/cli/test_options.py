@@ -193,10 +193,11 @@ def test_lists_part_no_address_on_80_columns(capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", ["eval", "analyze"])
 def test_tables_of_runs_fit_80_columns(capsys, monkeypatch, command):
+    from globalcom2.cli.eval_table import print_eval
     from globalcom2.cli.output import print_runs
     from globalcom2.lab.analysis import CONDITIONS
     from globalcom2.lab.evals import settings_of
-    from globalcom2.lab.labels import label
+    from globalcom2.lab.studies import study_methods
 
     monkeypatch.setenv("COLUMNS", "80")
     kinds = dict.fromkeys(("read", "exists", "count", "color", "left", "largest", "document"), 1.0)
@@ -210,14 +211,18 @@ def test_tables_of_runs_fit_80_columns(capsys, monkeypatch, command):
     }
     about = {"model": "llava-hf/llava-v1.6-vicuna-7b-hf", "dataset": "evaluation.parquet", "pictures": 600}
     if command == "eval":
-        settings = settings_of(eval.METHODS, eval.RATIOS)
+        settings = settings_of(study_methods(), eval.RATIOS)
+        more = {
+            "difference": -0.998,
+            "difference_interval": [-1.0, -0.0999],
+            "selection_ms": 199.9,
+            "selection_share": 0.999,
+        }
         runs = [
-            {"method": s.method, "retention_ratio": s.retention_ratio, "options": s.options, **figures}
+            {"method": s.method, "retention_ratio": s.retention_ratio, "options": s.options, **figures, **more}
             for s in settings
         ]
-        print_runs(
-            {**about, "runs": runs}, ["method", "ratio"], lambda row: [label(row), f"{row['retention_ratio']:g}"]
-        )
+        print_eval({**about, "runs": runs})
     else:
         runs = [{"condition": name, **figures} for name in ("all tokens", *CONDITIONS)]
         print_runs({**about, "runs": runs}, ["condition"], lambda row: [row["condition"]])
