@@ -9,7 +9,8 @@ from command import call
 from globalcom2 import CompressionConfig, Method
 from globalcom2.cli import eval as command
 from globalcom2.core import methods, plugins
-from globalcom2.core.methods import parse_method
+from globalcom2.core.methods import method_text, parse_method
+from globalcom2.core.presets import PRESETS
 from globalcom2.lab.dataset import Example, Question
 from globalcom2.lab.durations import seconds_left, told
 from globalcom2.lab.evals import settings_of
@@ -143,7 +144,8 @@ def test_a_saved_configuration(monkeypatch, capsys, tmp_path):
     (ratios, (method,)), others = asked
     assert ratios == [0.3]
     assert parse_method(method) == parse_method("globalcom2:preset=paper")
-    assert others == ([0.5], ["uniform:layer=-1"])
+    of_compress = {name: value for name, value in PRESETS["paper"].items() if name in ("layer", "newlines")}
+    assert others == ([0.5], [method_text("uniform", of_compress)])
 
 
 def test_what_is_left_is_in_proportion(monkeypatch):
