@@ -1,6 +1,7 @@
 """Visual tokens that leave inside the language model, against runs in which they are removed by hand."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -146,6 +147,36 @@ def test_a_share_that_drops_nothing_equals_the_unpatched_model(deep):
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
 
 
+def test_rows_of_one_length_with_unequal_numbers_of_visual_tokens(deep):
+    """Without padding there is no mask, until more tokens leave one row than the other."""
+    pictures = [picture(168, 168, 1), picture(84, 84, 2)]
+    alone = [deep.inputs(["<image>"], [own])["input_ids"].shape[1] for own in pictures]
+    texts = ["<image> well", "<image> well" + "." * (alone[0] - alone[1])]
+    inputs = deep.inputs(texts, pictures)
+    assert bool(inputs["attention_mask"].all())
+    with compress(deep.model, 1.0, inside="fastv") as compression:
+        ours = generate(deep.model, inputs)
+    keep = reports_keep(compression)
+    for row in range(2):
+        embeds, visual = row_of(deep.model, inputs, row, keep)
+        suppressed = deep.model.generation_config.suppress_tokens
+        assert ours[row, -NEW:].tolist() == greedy_by_hand(deep.model, embeds, visual, (2,), 0.5, NEW, suppressed)
+
+
+def test_masked_places_after_a_prompt_stay_and_decide_nothing(deep, batch):
+    """As of completions that a trainer has padded: the prompt's last token is before them."""
+    model = deep.model
+    after = torch.tensor([2, 3, 1, 0])
+    hidden = torch.arange(3) >= 3 - after[:, None]
+    ids = torch.cat([batch["input_ids"], torch.full((4, 3), 40)], 1)
+    longer = {**batch, "input_ids": ids, "attention_mask": torch.cat([batch["attention_mask"], (~hidden).long()], 1)}
+    with compress(model, 0.5, inside="pyramiddrop") as compression, torch.no_grad():
+        ours = model(**longer).logits
+    for row, theirs in enumerate(rows_by_hand(model, longer, compression, (1, 3, 4), 0.5)):
+        end = ours.shape[1] - int(after[row])
+        torch.testing.assert_close(ours[row, end - len(theirs.logits) : end], theirs.logits, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("last", [0, 3])
 @pytest.mark.parametrize("ratio", [1.0, 0.3])
 def test_full_logits_stand_at_the_callers_places(deep, batch, ratio, last):
@@ -267,6 +298,38 @@ def test_nested_blocks_and_callers_own_calls(deep, batch):
     assert outer.report.tokens_inside
     assert torch.equal(expected, again)
     assert all(torch.equal(own, plain) for own in seen)
+
+
+def test_a_call_within_a_call_has_drops_of_its_own(deep):
+    inputs = deep.inputs(["what? <image> well"], [picture(168, 168, 1)])
+    others = deep.inputs(["<image> and more"], [picture(60, 200, 2)])
+    with compress(deep.model, 0.5, inside="pyramiddrop"):
+        alone = generate(deep.model, others)
+    found = []
+
+    def stop(ids, scores, **kwargs):
+        with compress(deep.model, 0.5, inside="pyramiddrop") as inner:
+            found.append(generate(deep.model, others))
+            assert len(inner.report.tokens_inside) == 3
+        return torch.ones(len(ids), dtype=torch.bool)
+
+    with compress(deep.model, 0.5, inside="fastv"):
+        generate(deep.model, inputs, stopping_criteria=[stop])
+    assert torch.equal(found[0], alone)
+
+
+def test_threads_do_not_disturb_each_other(deep, batch):
+    settings = [{"inside": "fastv"}, {"inside": "pyramiddrop"}, {}]
+
+    def asked(options):
+        with compress(deep.model, 0.5, **options):
+            return [generate(deep.model, batch, max_new_tokens=2) for _ in range(2)]
+
+    alone = [asked(options)[0] for options in settings]
+    with ThreadPoolExecutor(len(settings)) as pool:
+        together = list(pool.map(asked, settings))
+    for expected, found in zip(alone, together, strict=True):
+        assert all(torch.equal(expected, own) for own in found)
 
 
 def test_a_deep_copy_made_in_the_block_follows_it(deep, batch):
