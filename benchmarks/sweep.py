@@ -28,18 +28,20 @@ from globalcom2.lab.machine import machine
 AXES: dict[str, tuple[Any, ...]] = {
     "score": ("logits", "attention", "mean_query", "received", "similarity"),
     "layer": (-1, -2, -3),
-    "allocation": ("attention", "softmax"),
+    "allocation": ("joint", "attention", "softmax"),
+    "likeness": (0.0, 0.75, 1.5, 3.0),
+    "crop_price": (0.0, 0.25, 0.5, 1.0),
     "temperature": (3.0, 10.0, 30.0, 100.0),
     "alpha": (0.0, 0.15, 0.3, 0.5, 1.0),
     "crop_mass": ("sum", "mean", "max"),
-    "newlines": ("counted", "all", "none"),
+    "newlines": ("counted", "from_2", "from_3", "from_4", "none", "all"),
     "thumbnail_weight": (0.5, 0.75, 1.0, 2.0),
     "thumbnail_order": ("raster", "score"),
     "positions": ("closed", "original"),
 }
 
 
-OF_GLOBALCOM2 = ("temperature", "alpha", "crop_mass", "regions", "allocation")
+OF_GLOBALCOM2 = ("temperature", "alpha", "crop_mass", "regions", "allocation", "likeness", "crop_price")
 OF_SOFTMAX = ("temperature", "crop_mass")  # options that nothing else has
 
 

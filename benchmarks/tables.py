@@ -121,6 +121,21 @@ def sweep() -> str:
     return "\n".join(lines)
 
 
+def commander() -> str:
+    """What decided the defaults of `globalcom2`: one row per setting, one column per ratio."""
+    rows = runs("mini-commander")
+    ratios = sorted({row["retention_ratio"] for row in rows}, reverse=True)[1:]
+    lines = ["| setting | " + " | ".join(f"{ratio:g}" for ratio in ratios) + " |", "|---|" + "---|" * len(ratios)]
+    found: dict[str, dict[float, dict[str, Any]]] = {}
+    for row in rows[1:]:
+        named = label(row) + ("" if row["options"] else ", defaults")
+        found.setdefault(named, {})[row["retention_ratio"]] = row
+    for named, own in found.items():
+        cells = [percent(own[ratio]["accuracy"]) if ratio in own else "" for ratio in ratios]
+        lines.append(f"| {named} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def digits_kept() -> str:
     """Digits that stay, one column per ratio."""
     rows = runs("mini-digits-kept")
@@ -216,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compared-each": lambda: compared.each(result("mini-eval")),
     "reading": reading,
     "analysis": analysis,
+    "commander": commander,
     "digits-kept": digits_kept,
     "sweep": sweep,
     "gpu": gpu,
