@@ -266,6 +266,9 @@ def test_hired_budgets_by_hand():
     # 60: 44 left; the first crop is full at 16, the second and the fourth share 28 as 16 and 12, full at 16.
     thumbnail, crops = budgets(views, early, torch.tensor([60]), 0.5)
     assert (thumbnail.tolist(), crops.tolist()) == ([16], [[16, 16, 0, 12]])
+    # 76 with a tenth for the thumbnail: the crops have room for 64.
+    thumbnail, crops = budgets(views, early, torch.tensor([76]), 0.1)
+    assert (thumbnail.tolist(), crops.tolist()) == ([12], [[16, 16, 16, 16]])
     # A quarter for the thumbnail: the best twelve count, of which four more lie where zeros are, by index.
     thumbnail, crops = budgets(views, early, torch.tensor([24]), 0.25)
     assert (thumbnail.tolist(), int(crops.sum())) == ([6], 18)
@@ -373,6 +376,23 @@ def test_sets_of_different_sizes_in_one_batch(name):
         for crop, count in enumerate(sizes[image].tolist()):
             kept = answer.crops[image, crop].topk(count).indices.tolist()
             assert sorted(kept) == sorted(expected_set(name, views, image, 1 + crop, list(range(36)), count))
+
+
+def test_each_kind_of_token_comes_in_its_own_order():
+    """Where newlines leave room for a token less, the least of the last kind goes."""
+    views = made()
+    answer = get_method("hiprune").load()(views, 0.4, alpha=1.0, counts=Counts(5, torch.full((2, 4), 20)))
+    for image in range(2):
+        for crop in range(4):
+            middle = views.layer_scores[image, 0, 1 + crop].tolist()
+            order = answer.crops[image, crop].argsort(descending=True).tolist()
+            assert order[:4] == best(middle, range(36), 4)
+            rest = hiprune_set(middle, views.scores[image, crop].tolist(), range(36), 6, 20, 1.0)
+            buffers = [t for t in order[4:20] if any(abs(t - a) in (1, 6) for a in order[:4])]
+            assert set(buffers) <= set(rest)
+            assert views.scores[image, crop][order[20:]].tolist() == sorted(
+                views.scores[image, crop][order[20:]].tolist(), reverse=True
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)
