@@ -246,7 +246,8 @@ def summed(features, kept, image, crops, layout_valid):
         for token in range(tokens):
             if not kept[view][token]:
                 continue
-            out[view, token] = features[view, token] * weight(image, view, token)
+            own = weight(image, view, token) if into(view, token) < 0 else 1.0
+            out[view, token] = features[view, token] * own
             for other in range(tokens):
                 if not kept[view][other] and layout_valid[view][other] and into(view, other) == token:
                     out[view, token] += features[view, other] * weight(image, view, other)

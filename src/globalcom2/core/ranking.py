@@ -20,7 +20,8 @@ class Merge(NamedTuple):
     in [0, tokens); -1 for none. A contribution to a token that is not kept either is left out."""
     weight: Tensor
     """float (batch, 1 + crops, tokens): the factor on a token's feature in the sum, of a kept token as of a dropped one. A
-    kept token with weight 1 into which nothing is merged keeps its feature."""
+    kept token with weight 1 into which nothing is merged keeps its feature, and so does one that was to be merged itself and
+    is kept because budget was left."""
 
 
 class Counts(NamedTuple):

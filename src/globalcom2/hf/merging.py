@@ -83,7 +83,8 @@ class _Sums:
         weight = weight.flatten()
         return cls(
             torch.where(added, target, place),
-            torch.where(kept, weight, 1.0),
+            # A token that was to be merged and stays after all, since budget was left, keeps its feature.
+            torch.where(kept & (into.flatten() < 0), weight, 1.0),
             torch.where(added, weight, 0.0),
         )
 
