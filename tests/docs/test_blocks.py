@@ -18,7 +18,7 @@ import pytest
 from docpages import PAGES, ROOT, blocks_of, commands_of, name_of
 
 from command import call
-from globalcom2.mini import DEMO_PICTURE, FOLDER, demo_picture
+from globalcom2.mini import DEMO_PICTURE, EVALUATION_SET, FOLDER, demo_picture
 
 CHECKPOINTS = ("llava-hf/llava-v1.6-vicuna-7b-hf", "llava-hf/llava-v1.6-mistral-7b-hf")
 """Names on the hub. The mini model stands for each of them."""
@@ -27,6 +27,7 @@ WORDS = {"MODEL": "mini", **dict.fromkeys(CHECKPOINTS, "mini")}
 SHORTER = {
     "eval": {"--pictures": "2"},
     "analyze": {"--pictures": "2"},
+    "tune": {"--pictures": "8", "--max-loss": "90%", "--choosing": "0.3", "--retention": "0.5", "--method": "uniform"},
     "bench": {"--model": "mini", "--rounds": "1", "--new-tokens": "2", "--batch-size": "1", "--device": "cpu"},
 }
 """Options that make a command short; given ones are replaced."""
@@ -101,6 +102,8 @@ def run_globalcom2(words, where, capsys):
         rest = with_option(rest, option, value)
     for option, value in FEWER.get(command, {}).items():
         rest += [] if option in rest else [option, value]
+    if command == "tune" and not Path("mine.parquet").exists():
+        shutil.copy(EVALUATION_SET, "mine.parquet")
     if command == "web":
         return start_the_page(rest, where)
     if command in DRY and "--dry-run" not in rest:
