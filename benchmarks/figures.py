@@ -9,12 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import compared
+from tables import evaluation as evaluation_rows
+
 from globalcom2.lab.comparison import compare, title
 from globalcom2.lab.images import open_image
 from globalcom2.lab.labels import label
 from globalcom2.lab.picture import draw_picture
 from globalcom2.lab.plots import draw_analysis, draw_bench, draw_eval, draw_summary
 from globalcom2.lab.settings import Setting
+from globalcom2.lab.standings import draw_standings
 from globalcom2.mini import DEMO_PICTURE, DEMO_QUESTION, load_mini
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +44,8 @@ def main() -> None:
     """Draw all of them."""
     evaluation = result("mini-eval")
     rows = evaluation["runs"]
-    draw_eval(rows, DOCS / "mini-eval.png")
+    draw_eval(evaluation_rows(), DOCS / "mini-eval.png")
+    draw_standings(compared.rows_of(evaluation), DOCS / "methods-compared.png")
     draw_analysis(result("mini-analysis")["runs"], DOCS / "mini-analysis.png")
     draw_bench(result("bench-7b-h200")["rows"], DOCS / "bench-7b-h200.png")
     benches = [result(name) for name in ("bench-7b-h200", "bench-86m-cpu")]

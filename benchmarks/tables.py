@@ -37,8 +37,8 @@ PAGES = (
     "docs/which-ratio.md",
     "src/globalcom2/mini/MODEL_CARD.md",
 )
-IN_SHORT = (FULL, "globalcom2", "globalcom2, layer=-1", "globalcom2, paper", "uniform", "random")
-"""Methods of the tables of README and docs/evaluation.md; docs/methods-compared.md has all."""
+IN_SHORT = (FULL, "globalcom2", "uniform", "random")
+"""Methods of the tables of README and docs/evaluation.md, without `inside`; docs/methods-compared.md has all."""
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,7 +56,7 @@ def runs(name: str) -> list[dict[str, Any]]:
 
 def evaluation() -> list[dict[str, Any]]:
     """Rows of the evaluation for pages that do not compare all methods."""
-    return [row for row in runs("mini-eval") if label(row) in IN_SHORT]
+    return [row for row in runs("mini-eval") if row["method"] in IN_SHORT and "inside" not in row["options"]]
 
 
 def short() -> str:
