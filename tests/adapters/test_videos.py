@@ -105,6 +105,22 @@ def test_equal_to_cut_embeddings(tiny, ratio):
     assert_equal_to_cut_embeddings(tiny, batch(tiny), ratio)
 
 
+def test_limits_in_tokens_count_a_video_as_an_image(tiny):
+    inputs = inputs_of(tiny, ["a<video>b<image>", "<video> c"], [clip(1), clip(2)], [picture(168, 84)])
+    reports = []
+    for options in ({"max_visual_tokens": 31}, {"max_visual_tokens_per_call": 70}, {"retention_ratio": "auto"}):
+        with torch.no_grad(), compress(tiny.model, **options) as compression:
+            tiny.model(**inputs)
+        reports.append(compression.report)
+    assert [(entry.modality, entry.tokens_after) for entry in reports[0]] == [
+        ("video", 31),
+        ("image", 31),
+        ("video", 31),
+    ]
+    assert reports[1].tokens_after == 70
+    assert all(0.05 <= entry.retention_ratio <= 0.25 for entry in reports[2])
+
+
 @pytest.mark.parametrize("ratio", [0.1, 0.4])
 def test_images_and_videos_of_one_call(tiny, ratio):
     """Reports stand in prompt order, whatever order the modalities come in."""
