@@ -95,16 +95,10 @@ def ask(
     if model != "mini":
         notes.print(f"Loading {model}")
     network, processor = load_model(model, dtype, device, attn)
+    question = DEMO_QUESTION if question is None else question
     with notes.status("Answering with all tokens and with a part of them"):
         found = {
-            name: compare(
-                network,
-                processor,
-                image,
-                DEMO_QUESTION if question is None else question,
-                settings,
-                max_new_tokens=max_new_tokens,
-            )
+            name: compare(network, processor, image, question, settings, max_new_tokens=max_new_tokens)
             for name, image in images.items()
         }
     drawn = draw_runs(found, picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,10 +91,15 @@ def bench(
     result = {"model": model, "weights": weights, **_described(network, plan), "rows": rows}
     if compare == "eager":
         result["compare"] = lab.compare_attention(network, plan)
+    _show(result, plot, as_json)
+
+
+def _show(result: dict[str, Any], plot: Path | None, as_json: bool) -> None:
+    """Draw and print what was measured."""
     if plot is not None:
         from globalcom2.lab.plots import draw_bench  # noqa: PLC0415
 
-        draw_bench(rows, plot)
+        draw_bench(result["rows"], plot)
     if as_json:
         typer.echo(json.dumps(result))
     else:
