@@ -91,20 +91,9 @@ def tune(
     ratios, methods = read_lists(retention, method, preset, config, (RATIOS, METHODS))
     if min(ratios) == 1:
         raise InputError("--retention must hold a ratio below 1, got all tokens alone. Try 0.5,0.25,0.1.")
-    asked = {
-        "model": model,
-        "dataset": str(dataset.resolve()),
-        "pictures": pictures,
-        "max_loss": bound,
-        "choosing": choosing,
-        "seed": seed,
-        "ratios": ratios,
-        "methods": methods,
-        "dtype": dtype,
-        "device": device,
-        "attn": attn,
-        "globalcom2": __version__,
-    }
+    loading = {"model": model, "dtype": dtype, "device": device, "attn": attn}
+    search = {"max_loss": bound, "choosing": choosing, "seed": seed, "ratios": ratios, "methods": methods}
+    asked = {**loading, **search, "dataset": str(dataset.resolve()), "pictures": pictures, "globalcom2": __version__}
     path = None if out is None else out / RESULT
     result = None if force else read_result(path, asked)
     _check_folder(out)
