@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -13,9 +13,6 @@ from globalcom2.core.selection import select
 from globalcom2.core.views import Views
 from globalcom2.errors import GlobalCom2Error, InputError
 
-if TYPE_CHECKING:
-    from globalcom2.hf.config import CompressionConfig
-
 SERVED = ("newlines", "thumbnail_weight", "score")
 """Fields besides ratio, method and options that an engine follows; all others it leaves at their defaults."""
 FREE = ("retention_ratio", "method", "options", *SERVED)
@@ -24,11 +21,11 @@ GIVEN = ("features", "crop_features")
 """What of `core.method.READS` an engine gives a method besides scores."""
 
 
-def check_served(config: CompressionConfig, scores: tuple[str, ...] = SCORE_TYPES) -> None:
+def check_served(config: Any, scores: tuple[str, ...] = SCORE_TYPES) -> None:
     """Raise unless an engine can follow the settings.
 
     Args:
-        config: The settings.
+        config: A `CompressionConfig`, whose module imports this one.
         scores: Score types that the engine reads in its model, the one first that it reads where nothing names one. All
             of them where the model is not known yet.
 
@@ -50,7 +47,7 @@ def check_served(config: CompressionConfig, scores: tuple[str, ...] = SCORE_TYPE
         raise errors[0]  # type: ignore[misc]
 
 
-def score_served(config: CompressionConfig, scores: tuple[str, ...]) -> str:
+def score_served(config: Any, scores: tuple[str, ...]) -> str:
     """The score type that an engine reads with these settings, see `check_served`.
 
     Raises:
@@ -67,7 +64,7 @@ def score_served(config: CompressionConfig, scores: tuple[str, ...]) -> str:
     return score
 
 
-def _check_fields(config: CompressionConfig) -> None:
+def _check_fields(config: Any) -> None:
     if isinstance(config.retention_ratio, str):
         raise InputError(
             f"retention_ratio must be a number in (0, 1] for an engine, got {config.retention_ratio!r}: an engine must know "
@@ -95,7 +92,7 @@ def _out_of_reach(method: Method) -> str:
     return " and ".join(wants)
 
 
-def _error(config: CompressionConfig, score: str) -> GlobalCom2Error | None:
+def _error(config: Any, score: str) -> GlobalCom2Error | None:
     """What `select` raises for views of that score type, told now and not by a server's first request."""
     try:
         select(
