@@ -120,7 +120,7 @@ def test_the_only_textured_corner_gets_the_largest_budget(family, corner):
     noise = np.random.default_rng(0).integers(0, 256, (height // 3, width // 3, 3), dtype=np.uint8)
     pixels[y : y + height // 3, x : x + width // 3] = noise
     inputs = family.inputs([f"{family.tag} a"], [Image.fromarray(pixels)])
-    with compress(family.model, 0.25, score="similarity", temperature=1.0) as compression:
+    with compress(family.model, 0.25, score="similarity", temperature=1.0, newlines="counted") as compression:
         generate(family, inputs, max_new_tokens=1)
     image = compression.report[0]
     rows, cols = image.grid

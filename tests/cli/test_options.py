@@ -13,9 +13,13 @@ from globalcom2.cli.app import app
 from globalcom2.core.methods import parse_method
 from globalcom2.hf.loading import load_config, load_model
 
-COMMANDS = ("ask", "batch", "eval", "analyze", "bench", "estimate", "models", "methods", "serve", "web")
-WITH_RATIO = ("ask", "batch", "eval", "bench", "estimate", "serve")
-NEEDED = {"serve": ["mini"], "batch": ["pictures", "--csv", "answers.csv"]}
+COMMANDS = ("ask", "batch", "eval", "tune", "analyze", "bench", "estimate", "models", "methods", "serve", "web")
+WITH_RATIO = ("ask", "batch", "eval", "tune", "bench", "estimate", "serve")
+NEEDED = {
+    "serve": ["mini"],
+    "batch": ["pictures", "--csv", "answers.csv"],
+    "tune": ["mine.parquet", "--max-loss", "1%"],
+}
 """Words without which a command does not read its options."""
 
 
@@ -120,7 +124,7 @@ def test_shared_options_have_one_definition():
 def test_a_finished_result_is_overwritten_by_force_alone(capsys, tmp_path):
     path = tmp_path / "result.json"
     path.write_text("{}")
-    for command in ("eval", "analyze"):
+    for command in ("eval", "tune", "analyze"):
         code, _, err = call(capsys, command, "--out", str(path))
         assert code == 2
         assert "which holds a result" in err
@@ -138,7 +142,7 @@ def test_ask_says_what_to_do_with_an_address(capsys):
     assert "got the address 'https://example.com/a.png'. Download it first" in err
 
 
-@pytest.mark.parametrize("command", ["ask", "eval", "analyze", "bench"])
+@pytest.mark.parametrize("command", ["ask", "eval", "tune", "analyze", "bench"])
 def test_drawings_are_checked_before_anything_runs(capsys, command):
     flag = "--picture" if command == "ask" else "--plot"
     code, _, err = call(capsys, command, flag, "nowhere/kept.png")
@@ -191,7 +195,7 @@ def test_lists_part_no_address_on_80_columns(capsys, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", ["eval", "analyze"])
+@pytest.mark.parametrize("command", ["eval", "tune", "analyze"])
 def test_tables_of_runs_fit_80_columns(capsys, monkeypatch, command):
     from globalcom2.cli.eval_table import print_eval
     from globalcom2.cli.output import print_runs
@@ -264,7 +268,7 @@ def test_json_and_markdown_are_not_mixed(capsys, command):
     assert json.loads(out)["error"]["message"].startswith("--markdown must be left out with --json")
 
 
-@pytest.mark.parametrize("command", ["eval", "analyze"])
+@pytest.mark.parametrize("command", ["eval", "tune", "analyze"])
 def test_a_plot_that_fails_leaves_one_object(capsys, monkeypatch, tmp_path, command):
     from globalcom2.lab import plots
 

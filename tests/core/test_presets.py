@@ -45,7 +45,7 @@ def test_the_published_preset_keeps_the_recorded_sets(number):
 
 def test_the_papers_preset_is_its_options(views):
     paper = select(views, 0.3, "globalcom2:preset=paper")
-    assert same(paper, select(views, 0.3, allocation="softmax", alpha=0.5))
+    assert same(paper, select(views, 0.3, allocation="softmax", alpha=0.5, newlines="counted"))
     assert not same(paper, select(views, 0.3))
     assert same(select(views, 0.3, "globalcom2:preset=default"), select(views, 0.3))
 

@@ -93,7 +93,7 @@ def test_totals_are_exact_and_independent_of_scores(case, method):
 def test_newlines_are_paid_for_and_kept_only_where_a_token_is(case, method):
     (method, options), valid, lines, ratio = method, case[0], case[3], case[-1]
     views = views_of(case, 0, lines=True)
-    keep = select(views, ratio, method, **options)
+    keep = select(views, ratio, method, newlines="counted", **options)
     budget = budget_of(views, ratio)
     assert not (keep.crops & ~valid).any()
     assert int(keep.thumbnail.sum()) == budget.thumbnail

@@ -60,7 +60,8 @@ def arguments_of(function):
 
 def test_every_preset_is_its_arguments(tiny, inputs):
     paper = {"layer": -1, "allocation": "softmax", "alpha": 0.5}
-    spelled = {"default": {}, "paper": paper, "published": {**paper, "exact": False, "thumbnail_order": "score"}}
+    published = {**paper, "exact": False, "thumbnail_order": "score"}
+    spelled = {"default": {}, "paper": {**paper, "newlines": "counted"}, "published": published}
     assert set(spelled) == set(PRESETS)
     for name, options in spelled.items():
         expected = compress(tiny.model, 0.25, **options).settings
@@ -88,7 +89,7 @@ def test_arguments_win(tiny):
     assert made(config=saved, method="globalcom2:layer=0,alpha=0.7") == saved.replace(layer=0, alpha=0.7)
     assert made(config=saved, method="globalcom2:layer=0", layer=1).layer == 1
     assert made(preset="paper", layer=0, alpha=0.2, allocation=None).options == {"allocation": None, "alpha": 0.2}
-    assert made(preset="published", exact=True, thumbnail_order="raster").preset == "paper"
+    assert made(preset="published", exact=True, thumbnail_order="raster", newlines="counted").preset == "paper"
     assert made(preset="paper", method="globalcom2:newlines=none,alpha=0.1").options["alpha"] == 0.1
 
 
@@ -106,8 +107,8 @@ def test_a_compression_prints_its_settings(tiny):
     )
     made = compress(tiny.model, 0.25, preset="paper", positions="original")
     assert (
-        "retention_ratio=0.25, method='globalcom2', layer=-1, positions='original', allocation='softmax', alpha=0.5)"
-        in (repr(made))
+        "retention_ratio=0.25, method='globalcom2', layer=-1, newlines='counted', positions='original', "
+        "allocation='softmax', alpha=0.5)" in repr(made)
     )
     assert repr(CompressionConfig(options={"alpha": 0.2})) == (
         "CompressionConfig(retention_ratio=0.1, method='globalcom2', options={'alpha': 0.2})"

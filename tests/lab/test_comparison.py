@@ -92,6 +92,7 @@ def test_settings():
         "layer": -1,
         "allocation": "softmax",
         "alpha": 0.3,
+        "newlines": "counted",
     }
     with pytest.raises(InputError, match="preset must be left out with method 'uniform'"):
         settings_of(["globalcom2", "uniform"], [0.5], "paper")

@@ -52,7 +52,7 @@ def test_a_whole_call_against_torchs_counter(tiny, size, ratio):
     model.set_attn_implementation("eager")
     inputs = tiny.inputs(["abc <image>"], [picture(*size)])
     text = int((inputs["input_ids"] != model.config.image_token_id).sum())
-    with compress(model, ratio) as compression, FlopCounterMode(display=False) as counter:
+    with compress(model, ratio, likeness=0.0) as compression, FlopCounterMode(display=False) as counter:
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
     model.set_attn_implementation("sdpa")
     row = estimate_costs(model.config, size, [ratio], text_tokens=text)[0]
@@ -61,7 +61,7 @@ def test_a_whole_call_against_torchs_counter(tiny, size, ratio):
         entry = compression.report[0]
         vision, text_config = model.config.vision_config, model.config.text_config
         total -= projector_flops(vision, text_config, int(entry.keep.newlines.sum()))
-    # What the count has on top: the tapped row and the crop masses, under a hundredth of this tiny tower.
+    # What the count has on top: the tapped row, under a hundredth of this tiny tower.
     extra = counter.get_total_flops() - total
     assert 0 <= extra <= 0.01 * row["tower_flops"]
     if ratio == 1.0:

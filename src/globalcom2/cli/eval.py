@@ -44,6 +44,20 @@ QUICK_METHODS = ("globalcom2", "globalcom2:preset=paper", "scope", "fastervlm", 
 QUICK_PICTURES = 60
 
 
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="A first impression: 60 images, 3 ratios, 5 methods, unless you say otherwise."),
+]
+JournalFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep every outcome in this .jsonl file, and take from it what an earlier run of this model and set "
+        "found. A study with more methods then asks only what is new.",
+        show_default=False,
+    ),
+]
+
+
 def evaluate(
     retention: Retentions = None,
     method: Methods = None,
@@ -52,24 +66,14 @@ def evaluate(
     model: Model = "mini",
     dataset: Dataset = None,
     pictures: Pictures = None,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="A first impression: 60 images, 3 ratios, 5 methods, unless you say otherwise."),
-    ] = False,
+    quick: Quick = False,
     batch_size: BatchSize = 16,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the result into this .json file. A stopped run goes on there.", show_default=False),
     ] = None,
     force: Force = False,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep every outcome in this .jsonl file, and take from it what an earlier run of this model and set "
-            "found. A study with more methods then asks only what is new.",
-            show_default=False,
-        ),
-    ] = None,
+    journal: JournalFile = None,
     plot: Plot = None,
     dtype: Dtype = "auto",
     device: Device = "auto",

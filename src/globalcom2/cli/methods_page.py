@@ -42,16 +42,17 @@ A method's text is the same in Python and on the command line. A function of you
 DEFAULTS = """
 ## Why these defaults
 
-Three defaults of `globalcom2` are not the paper's. They were chosen on the mini model's tuning set
+Four defaults of `globalcom2` are not the paper's. They were chosen on the mini model's tuning set
 ([how](evaluation.md#what-decides-the-defaults)). What they do on published checkpoints was not measured.
 
 - `layer`: scores are read in the layer of the features, in LLaVA-NeXT the second-last, as in
   [FasterVLM](https://github.com/Theia-4869/FasterVLM)'s code. The paper reads the last. The language model never reads
   the last layer's output.
-- `allocation="attention"`: crops share the budget by the attention that they get.
-  [HiRED](https://arxiv.org/abs/2408.10945) shares it by the thumbnail's. The paper's softmax never gives a crop more than
-  twice its even share.
-- `alpha=0.3`: the thumbnail's say in which tokens stay. The paper found results stable over a range that holds it.
+- `allocation="joint"`: the tokens of all crops stand in one order. The paper gives each crop a share by a softmax, which is
+  never more than twice its even share, and nearly even for scores that are no logits.
+- `alpha=0.15`: the thumbnail's say in which tokens stay. The paper found results stable over a wide range.
+- `newlines="from_3"`: a line keeps its newline from its third kept token on. The published code keeps all newlines and counts
+  none.
 
 `preset="paper"` is the paper's method with exact budgets. `preset="published"` is the published code, but for its order of
 crop tokens in padded images. That order is a defect and is not imitated. It keeps the published code's sets on all 20
