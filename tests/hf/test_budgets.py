@@ -135,6 +135,7 @@ def test_images_that_fit_pass_unshortened_bit_for_bit(name):
         assert len(report) == 3
         assert report.tokens_after == report.tokens_before
         assert {entry.retention_ratio for entry in report} == {1.0}
+        assert all(entry.scores is None for entry in report)  # the call went through as it is
 
 
 def test_a_whole_image_beside_a_short_one_keeps_even_newlines_that_end_no_token(tiny):
