@@ -124,7 +124,7 @@ def test_shared_options_have_one_definition():
 def test_a_finished_result_is_overwritten_by_force_alone(capsys, tmp_path):
     path = tmp_path / "result.json"
     path.write_text("{}")
-    for command in ("eval", "tune", "analyze"):
+    for command in ("eval", "analyze"):
         code, _, err = call(capsys, command, "--out", str(path))
         assert code == 2
         assert "which holds a result" in err
@@ -142,7 +142,7 @@ def test_ask_says_what_to_do_with_an_address(capsys):
     assert "got the address 'https://example.com/a.png'. Download it first" in err
 
 
-@pytest.mark.parametrize("command", ["ask", "eval", "tune", "analyze", "bench"])
+@pytest.mark.parametrize("command", ["ask", "eval", "analyze", "bench"])
 def test_drawings_are_checked_before_anything_runs(capsys, command):
     flag = "--picture" if command == "ask" else "--plot"
     code, _, err = call(capsys, command, flag, "nowhere/kept.png")
@@ -195,7 +195,7 @@ def test_lists_part_no_address_on_80_columns(capsys, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", ["eval", "tune", "analyze"])
+@pytest.mark.parametrize("command", ["eval", "analyze"])
 def test_tables_of_runs_fit_80_columns(capsys, monkeypatch, command):
     from globalcom2.cli.eval_table import print_eval
     from globalcom2.cli.output import print_runs
@@ -268,7 +268,7 @@ def test_json_and_markdown_are_not_mixed(capsys, command):
     assert json.loads(out)["error"]["message"].startswith("--markdown must be left out with --json")
 
 
-@pytest.mark.parametrize("command", ["eval", "tune", "analyze"])
+@pytest.mark.parametrize("command", ["eval", "analyze"])
 def test_a_plot_that_fails_leaves_one_object(capsys, monkeypatch, tmp_path, command):
     from globalcom2.lab import plots
 
@@ -288,7 +288,7 @@ def test_presets_of_studies():
     assert options.read_lists(None, None, "paper", None, ((0.5,), ("uniform",))) == ([0.5], ["globalcom2:preset=paper"])
     ratios, methods = options.read_lists(["0.3"], ["globalcom2,globalcom2:alpha=0.4"], "paper", None, ((), ()))
     assert (ratios, methods) == ([0.3], ["globalcom2:preset=paper", "globalcom2:preset=paper,alpha=0.4"])
-    assert parse_method(methods[1])[1] == {"layer": -1, "allocation": "softmax", "alpha": 0.4}
+    assert parse_method(methods[1])[1] == {"layer": -1, "allocation": "softmax", "newlines": "counted", "alpha": 0.4}
     for given, message in (
         ((["uniform"], "paper", None), "preset must be left out with method 'uniform'"),
         ((None, "papers", None), "Did you mean 'paper'"),
@@ -322,7 +322,7 @@ def test_a_configuration_means_the_same_in_answers_and_studies(tmp_path):
             (0.3, parse_method(text)) for text in texts
         ]
         assert ratios == [0.3]
-    assert texts[0] == "uniform:layer=-1"
+    assert texts[0] == "uniform:layer=-1,newlines=counted"
     CompressionConfig(retention_ratio=1.0).save_pretrained(tmp_path)
     asked = options.read_lists(["0.5"], ["uniform,globalcom2"], None, tmp_path, ((), ()))
     assert asked == ([0.5], ["uniform", "globalcom2"])

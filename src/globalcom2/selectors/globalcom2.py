@@ -88,9 +88,9 @@ def globalcom2(
         InputError: An option out of range or without effect, or `allocation="attention"` for scores that are not logits.
 
     Paper: https://arxiv.org/abs/2501.05179. Differs from the paper: "joint" and "attention" are this project's, chosen on
-    the mini model's tuning set (benchmarks/results/mini-tuning.json). With "softmax" it follows the published code where they disagree
-    (scores before the softmax, L2 normalisation); `regions="overlap"` equals the code's blocks where nothing is padded
-    and also fits padded and non-divisible grids.
+    the mini model's tuning set (benchmarks/results/mini-commander.json). With "softmax" it follows the published code where
+    they disagree (scores before the softmax, L2 normalisation); `regions="overlap"` equals the code's blocks where nothing
+    is padded and also fits padded and non-divisible grids.
     """
     if crop_mass not in (None, "sum", "mean", "max"):
         raise InputError(f"crop_mass must be one of sum, mean, max, got {crop_mass!r}.")
@@ -118,12 +118,13 @@ def globalcom2(
         return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
 
     canvas = None if thumbnail is None else Canvas(views)
-    seen = views.guidance.double() if canvas is None else canvas.project(_map(views))  # type: ignore[union-attr]
     if allocation == "joint":
+        seen = views.guidance if canvas is None else canvas.project(_map(views, torch.float64))
         own = 0 if thumbnail is None else views.thumbnail_tokens
         count = keep_counts(retention_ratio, own, views.valid_count, views.line_count).crops
-        worth = _worth(views.scores, seen, valid, alpha)
+        worth = _worth(views.scores, seen, valid, alpha)  # type: ignore[arg-type]
         return Ranking(thumbnail, compete(worth, valid, views.crop_features, count, likeness, crop_price))
+    seen = views.guidance.double() if canvas is None else canvas.project(_map(views))  # type: ignore[union-attr]
     if allocation == "attention" and canvas is not None:
         ratios = retention_ratio * (EVEN + (1 - EVEN) * _attention_density(views, canvas))
     else:
@@ -223,9 +224,9 @@ def _by_thumbnail(views: Views, canvas: Canvas, crop_mass: str, regions: str) ->
     return mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
 
 
-def _map(views: Views) -> Tensor:
-    """The thumbnail's scores, float32 (batch, height, width)."""
-    thumbnail: Tensor = views.thumbnail_scores.float()  # type: ignore[union-attr]
+def _map(views: Views, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The thumbnail's scores, (batch, height, width). The published code has single precision."""
+    thumbnail: Tensor = views.thumbnail_scores.to(dtype)  # type: ignore[union-attr]
     unflattened: Tensor = thumbnail.unflatten(-1, views.thumbnail_grid)  # type: ignore[arg-type]
     return unflattened
 
