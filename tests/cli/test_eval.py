@@ -188,3 +188,12 @@ def test_durations_in_words():
         "83 min",
         "1.7 h",
     ]
+
+
+def test_tokens_that_leave_inside_alone_can_be_asked_for(capsys):
+    words = ["--pictures", "2", "--retention", "0.5", "--method", "all tokens:inside=fastv"]
+    code, out, err = call(capsys, "eval", *words, "--json")
+    assert code == 0, err
+    full, alone = json.loads(out)["runs"]
+    assert (alone["method"], alone["options"]) == ("all tokens", {"inside": "fastv"})
+    assert alone["visual_tokens"] < full["visual_tokens"]

@@ -42,6 +42,7 @@ RATIOS = (1.0, 0.25, 0.1, 0.05, 0.03)
 QUICK_RATIOS = (1.0, 0.1, 0.05)
 QUICK_METHODS = ("globalcom2", "globalcom2:preset=paper", "scope", "fastervlm", "uniform")
 QUICK_PICTURES = 60
+ALONE = "all tokens:inside="
 
 
 Quick = Annotated[
@@ -112,12 +113,13 @@ def evaluate(
 def _lists(
     retention: list[str] | None, method: list[str] | None, preset: str | None, config: Path | None, quick: bool
 ) -> tuple[list[float], list[str]]:
-    """Ratios and methods to try."""
-    ratios, methods = read_lists(
-        retention, method, preset, config, (QUICK_RATIOS, QUICK_METHODS) if quick else (RATIOS, ())
-    )
-    if methods:
-        return ratios, methods
+    """Ratios and methods to try. A flag may also be "all tokens:inside=NAME": tokens leave inside the language model alone."""
+    alone = [text for text in method or () if text.startswith(ALONE)]
+    selectors = [text for text in method or () if text not in alone]
+    default = (QUICK_RATIOS, QUICK_METHODS) if quick else (RATIOS, ())
+    ratios, methods = read_lists(retention, selectors, preset, config, (default[0], () if alone else default[1]))
+    if methods or alone:
+        return ratios, [*methods, *alone]
     with notes.status("Loading torch and transformers"):
         from globalcom2.lab.studies import study_methods  # noqa: PLC0415
     return ratios, study_methods()
