@@ -11,6 +11,7 @@ from typing import Any
 
 import compared
 from tables import evaluation as evaluation_rows
+from tables import whole_evaluation
 
 from globalcom2.lab.comparison import compare, title
 from globalcom2.lab.images import open_image
@@ -42,7 +43,7 @@ def demo() -> None:
 
 def main() -> None:
     """Draw all of them."""
-    evaluation = result("mini-eval")
+    evaluation = whole_evaluation()
     rows = evaluation["runs"]
     draw_eval(evaluation_rows(), DOCS / "mini-eval.png")
     draw_standings(compared.rows_of(evaluation), DOCS / "methods-compared.png")

@@ -37,8 +37,9 @@ PAGES = (
     "docs/which-ratio.md",
     "src/globalcom2/mini/MODEL_CARD.md",
 )
-IN_SHORT = (FULL, "globalcom2", "uniform", "random")
-"""Methods of the tables of README and docs/evaluation.md, without `inside`; docs/methods-compared.md has all."""
+EVALUATION = ("mini-eval", "mini-eval-above", "mini-eval-inside")
+IN_SHORT = (FULL, "globalcom2", "globalcom2, paper", "uniform", "random")
+"""Rows of the tables of README and docs/evaluation.md, by label; docs/methods-compared.md has all."""
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -54,9 +55,19 @@ def runs(name: str) -> list[dict[str, Any]]:
     return found
 
 
+def whole_evaluation() -> dict[str, Any]:
+    """The evaluation's runs of all files, largest ratio first: all methods, higher ratios, tokens that leave inside."""
+    found: dict[tuple[str, float], dict[str, Any]] = {}
+    for name in EVALUATION:
+        for row in runs(name):
+            found.setdefault((label(row), row["retention_ratio"]), row)
+    rows = sorted(found.values(), key=lambda row: -row["retention_ratio"])
+    return {**result(EVALUATION[0]), "runs": rows}
+
+
 def evaluation() -> list[dict[str, Any]]:
     """Rows of the evaluation for pages that do not compare all methods."""
-    return [row for row in runs("mini-eval") if row["method"] in IN_SHORT and "inside" not in row["options"]]
+    return [row for row in whole_evaluation()["runs"] if label(row) in IN_SHORT]
 
 
 def short() -> str:
@@ -171,7 +182,7 @@ def gpu() -> str:
 
 def which_ratio() -> str:
     """Quality of the mini model beside the costs of LLaVA-NeXT-7B, one row per ratio."""
-    quality = {r["retention_ratio"]: r for r in runs("mini-eval") if label(r) in (FULL, "globalcom2")}
+    quality = {r["retention_ratio"]: r for r in evaluation() if label(r) in (FULL, "globalcom2")}
     measured = json.loads((RESULTS / "bench-7b-h200.json").read_text())["rows"]
     speed = {row["retention_ratio"]: row for row in measured if row["batch_size"] == 16}
     ratios = [ratio for ratio in (1.0, 0.5, 0.25, 0.1, 0.05, 0.03) if ratio in quality]
@@ -205,7 +216,7 @@ def by_use() -> str:
         "document": "documents",
         "count": "counting",
     }
-    rows = [row for row in runs("mini-eval") if label(row) in (FULL, "globalcom2")]
+    rows = [row for row in evaluation() if label(row) in (FULL, "globalcom2")]
     lines = [f"| ratio | visual tokens | {' | '.join(columns.values())} |", "|---|---|" + "---|" * len(columns)]
     for row in rows:
         cells = [f"{row['retention_ratio']:g}", f"{row['visual_tokens']:.0f}"]
@@ -224,11 +235,11 @@ def families() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "eval-short": short,
     "eval": lambda: markdown_table(evaluation()),
-    "compared-words": lambda: compared.in_words(result("mini-eval")),
-    "compared-winners": lambda: compared.who_wins(result("mini-eval")),
-    "compared-all": lambda: compared.standings(result("mini-eval")),
-    "compared-tokens": lambda: compared.tokens(result("mini-eval")),
-    "compared-each": lambda: compared.each(result("mini-eval")),
+    "compared-words": lambda: compared.in_words(whole_evaluation()),
+    "compared-winners": lambda: compared.who_wins(whole_evaluation()),
+    "compared-all": lambda: compared.standings(whole_evaluation()),
+    "compared-tokens": lambda: compared.tokens(whole_evaluation()),
+    "compared-each": lambda: compared.each(whole_evaluation()),
     "reading": reading,
     "analysis": analysis,
     "commander": commander,
