@@ -119,12 +119,47 @@ def test_other_kernels(tiny, inputs, monkeypatch):
 def test_a_cache_that_somebody_cropped(tiny, inputs):
     with compress(tiny.model, 0.5, inside="fastv"):
         out = tiny.model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
-        cache = out.cache if getattr(out, "cache", None) is not None else out.past_key_values
+        cache = cache_in(out)
         layer = cache.layers[-1]
         layer.keys, layer.values = layer.keys[:, :, :-1], layer.values[:, :, :-1]
         more = torch.cat([out.sequences, torch.tensor([[40]])], 1)
         with pytest.raises(InputError, match="must be as the call with inside='fastv' left it"):
             generate(tiny.model, {"input_ids": more}, past_key_values=cache)
+
+
+@pytest.mark.parametrize("inside", [None, "fastv"])
+def test_a_cache_of_beams_or_filled_again(tiny, inputs, inside):
+    """The last layer, whose keys show it, is shorter where tokens have left."""
+    with compress(tiny.model, 0.5, inside=inside):
+        out = tiny.model.generate(**inputs, **GREEDY, num_beams=2, return_dict_in_generate=True)
+        more = torch.cat([out.sequences, torch.tensor([[40]])], 1)
+        with pytest.raises(InputError, match="must hold one row per prompt"):
+            generate(tiny.model, {"input_ids": more}, past_key_values=cache_in(out))
+        out = tiny.model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        more = torch.cat([out.sequences, torch.tensor([[40]])], 1)
+        cache = cache_in(out)
+        cache.layers[-1].keys = cache.layers[-1].keys + 1.0
+        with pytest.raises(InputError, match="reordered or filled again"):
+            generate(tiny.model, {"input_ids": more}, past_key_values=cache)
+
+
+def test_a_cache_that_was_reset_forgets_what_left(tiny, inputs):
+    cache = DynamicCache(config=tiny.model.config.get_text_config())
+    with compress(tiny.model, 0.5, inside="fastv"):
+        generate(tiny.model, inputs, past_key_values=cache)
+    for layer in cache.layers:
+        layer.keys = layer.values = None
+        layer.is_initialized = False
+    with compress(tiny.model, 0.5):
+        first = generate(tiny.model, inputs, past_key_values=cache)
+        more = torch.cat([first, torch.tensor([[40]])], 1)
+        found = generate(tiny.model, {"input_ids": more}, past_key_values=cache)
+        fresh = tiny.model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        assert torch.equal(found, generate(tiny.model, {"input_ids": more}, past_key_values=cache_in(fresh)))
+
+
+def cache_in(out):
+    return out.cache if getattr(out, "cache", None) is not None else out.past_key_values
 
 
 def test_calls_without_images_pass_through(tiny, inputs):

@@ -19,6 +19,8 @@ from globalcom2.hf.positions import begins_of_samples, closed_positions, origina
 from globalcom2.hf.prompt import PIXELS, ShortPrompt
 
 ATTRIBUTE = "_globalcom2_memory"
+INSIDE = "_globalcom2_inside"
+"""Attribute of a cache whose later layers are shorter, since tokens left inside the language model: its `Run`."""
 CACHE = "cache" if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24) else "past_key_values"
 """Name of the cache among arguments and in outputs. transformers 5.24 still takes the older name."""
 
@@ -211,7 +213,8 @@ def recall(cache: Any, input_ids: Tensor | None) -> Memory | None:
     if memory is None:
         return None
     if cached_length(cache) == 0:  # reset by its owner
-        delattr(cache, ATTRIBUTE)
+        cache.__dict__.pop(ATTRIBUTE)
+        cache.__dict__.pop(INSIDE, None)
         return None
     if input_ids is None:
         raise InputError("input_ids must be given to continue a compressed cache, got inputs_embeds.")
@@ -238,15 +241,17 @@ def recall(cache: Any, input_ids: Tensor | None) -> Memory | None:
 
 def _fingerprint(cache: Any, short: int) -> Tensor | None:
     keys = getattr(cache.layers[-1], "keys", None)
+    run = getattr(cache, INSIDE, None)
+    length = short if run is None else run.shortest
     # Quantised and sliding-window layers do not keep the prompt's keys in place.
     if (
         not isinstance(keys, Tensor)
         or keys.ndim != 4
-        or keys.shape[2] < short
+        or keys.shape[2] < length
         or getattr(cache.layers[-1], "is_sliding", False)
     ):
         return None
-    return keys[:, :, short - 1].clone()
+    return keys[:, :, length - 1].clone()
 
 
 def _refuse_images(call: dict[str, Any]) -> None:

@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from globalcom2.adapters import tap
 from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.hf.active import lock
-from globalcom2.hf.cache import CACHE
+from globalcom2.hf.cache import CACHE, INSIDE
 from globalcom2.hf.inside_masks import cut_mask, made_mask
 from globalcom2.hf.inside_run import Run, extended, taken
 from globalcom2.hf.logits import restore_logits
 
-ON_CACHE = "_globalcom2_inside"
-"""Attribute of a cache whose later layers are shorter: its `Run`."""
 ON_OUTPUT = "globalcom2_inside"
 """Attribute of an encoder's output that was chosen here: the `Run` of its call."""
 
@@ -45,12 +43,12 @@ def run_on(cache: Any) -> Run | None:
     Raises:
         InputError: The cache was changed since, so that its layers no longer fit each other.
     """
-    run: Run | None = getattr(cache, ON_CACHE, None)
+    run: Run | None = getattr(cache, INSIDE, None)
     if run is None:
         return None
     lengths = [layer.get_seq_length() for layer in cache.layers]
     if not any(lengths):  # reset by its owner
-        delattr(cache, ON_CACHE)
+        delattr(cache, INSIDE)
         return None
     since = lengths[0] - run.length
     expected = [_length(run, run.drops.done(number)) + since for number in range(len(lengths))]
@@ -82,7 +80,7 @@ class Hook:
         reading = _reading.get()
         if reading is not None:
             return reading.on_prompt(self.number, module, args, kwargs, cache)
-        run: Run | None = getattr(cache, ON_CACHE, None)
+        run: Run | None = getattr(cache, INSIDE, None)
         done = 0 if run is None else run.drops.done(self.number)
         if run is None or not done:
             return None
@@ -93,16 +91,16 @@ class Around:
     """The hooks of one call of a model's generate or forward."""
 
     def __init__(self, layers: Sequence[nn.Module], run: Run):
+        self.tapped = [layers[before - 1].self_attn for before in run.drops.layers]
+        with lock:
+            for module in self.tapped:
+                tap.install(module)  # type: ignore[arg-type]
         first = run.drops.layers[0] - 1
         self.handles = [
             layer.register_forward_pre_hook(Hook(self, number), with_kwargs=True)
             for number, layer in enumerate(layers)
             if number >= first
         ]
-        self.tapped = [layers[before - 1].self_attn for before in run.drops.layers]
-        with lock:
-            for module in self.tapped:
-                tap.install(module)  # type: ignore[arg-type]
 
     def remove(self) -> None:
         """Take everything off again."""
@@ -204,7 +202,7 @@ class Reading:
             if len(run.stages) == layers.index(number):
                 run.drop(self.recording.rows[-1])
                 if cache is not None:
-                    setattr(cache, ON_CACHE, run)
+                    setattr(cache, INSIDE, run)
             args = (self._left(run.drops.done(number), args[0]), *args[1:])
         if number + 1 in layers and len(run.stages) == layers.index(number + 1):
             self.recording.module = module.self_attn

@@ -60,6 +60,11 @@ class Run:
         """The stage before drop `number`, on the host for the first one."""
         return self.stages[number - 1] if number else self.start
 
+    @property
+    def shortest(self) -> int:
+        """Length of the prompt after all drops that have happened."""
+        return self.before(len(self.stages)).index.shape[1]
+
     def scores(self, query: Tensor, key: Tensor, scaling: float | None) -> Tensor:
         """Attention that the prompt's last token pays, softmaxed, mean over heads: float32 (batch, left).
 
