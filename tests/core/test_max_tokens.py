@@ -57,6 +57,15 @@ def test_without_newlines_the_limit_is_met_wherever_tokens_can_meet_it(layout, l
     assert kept == (everything if limit >= everything else min(limit, tokens))
 
 
+@pytest.mark.parametrize("weight", [0.3, 1.0, 3.0])
+def test_without_newlines_every_token_can_be_had(weight):
+    layout = load_adapter("llava_next").layout(CONFIG, 672, 672)
+    tokens = most(layout) - layout.line_count
+    limits = range(tokens - 60, most(layout))
+    found = [kept_places(layout, limited_ratio(limit, layout), "none", weight) for limit in limits]
+    assert found == [min(limit, tokens) for limit in limits]
+
+
 def test_a_strip_whose_newlines_end_no_token():
     layout = load_adapter("llava_next").layout(CONFIG, 3000, 1)
     dead = len(layout.slots) - most(layout)

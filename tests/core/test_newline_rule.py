@@ -96,7 +96,9 @@ def test_one_line_per_rule():
     assert third.newlines.nonzero().flatten().tolist() == [0]
 
 
-@pytest.mark.parametrize("value", ["from_1", "from_0", "from_", "from_-2", "from_2.0", "second", 2, None, ("counted",)])
+@pytest.mark.parametrize(
+    "value", ["from_1", "from_0", "from_", "from_-2", "from_2.0", "second", 2, None, ("counted",), ["none"]]
+)
 def test_wrong_rules(value):
     with pytest.raises(InputError, match=r"newlines must be one of counted, all, none, from_2, from_3, \.\.\., got"):
         check_newlines(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ NEWLINES = ("counted", "all", "none", "from_2")
 
 def check_newlines(newlines: str) -> str:
     """Return a value of `newlines`. Raise `InputError` for what is none."""
-    _rule(newlines)
+    opens_at(newlines)
     return newlines
 
 
@@ -27,16 +26,13 @@ def opens_at(newlines: str) -> int:
     Raises:
         InputError: No value of `newlines`.
     """
-    return _rule(newlines)
-
-
-@lru_cache
-def _rule(newlines: object) -> int:
-    if newlines in ("all", "none"):
-        return 0
-    if newlines == "counted":
-        return 1
-    found = re.fullmatch(r"from_([1-9]\d{0,5})", newlines) if isinstance(newlines, str) else None
+    found = None
+    if isinstance(newlines, str):
+        if newlines in ("all", "none"):
+            return 0
+        if newlines == "counted":
+            return 1
+        found = re.fullmatch(r"from_([1-9][0-9]{0,5})", newlines)
     if found is None or found[1] == "1":
         cure = 'Write "counted".' if found else 'With "from_m" a line keeps its newline from its m-th kept token on.'
         raise InputError(f"newlines must be one of {', '.join(NEWLINES)}, from_3, ..., got {newlines!r}. {cure}")
@@ -66,7 +62,8 @@ def image_budget(
     if newlines != "none":
         return budget
     kept = min(budget.crops, crops)
-    return Budget(budget.thumbnail + kept, budget.thumbnail, kept)
+    own = min(budget.total - kept, thumbnail)  # what would have been newlines
+    return Budget(own + kept, own, kept)
 
 
 def occupied_lines(crops: Tensor, lines: Tensor, line_count: int, opens: int = 1) -> Tensor:
