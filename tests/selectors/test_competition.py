@@ -134,6 +134,18 @@ def test_equal_scores_everywhere():
     assert counts.max() - counts.min() <= 1
 
 
+def test_equal_scores_say_nothing_whatever_their_value():
+    """A resized map of equal scores differs in its last bits."""
+    valid = torch.ones(4, 3, 3, dtype=torch.bool)
+    valid[2:, 1:] = False
+
+    def counts(value):
+        given = {"thumbnail_scores": torch.full((121,), value), "thumbnail_grid": (11, 11)}
+        return select(Views(torch.full((4, 9), value), valid.flatten(1), (2, 2), **given), 0.3).crops.sum(1).tolist()
+
+    assert {tuple(counts(value)) for value in (0.1, 1.3584252, 2.7, 33.3)} == {tuple(counts(0.0))}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -144,8 +156,12 @@ def test_equal_scores_everywhere():
         ({"likeness": 1.0, "allocation": "softmax"}, "likeness must be left out with allocation='softmax'"),
         ({"likeness": 1.0, "temperature": 10.0}, "likeness must be left out with allocation='softmax'"),
         ({"temperature": 1.0, "allocation": "joint"}, "temperature must be left out with allocation='joint'"),
-        ({"crop_price": 1.0, "exact": False}, "crop_price must be left out with allocation='softmax'"),
-        ({"allocation": "joint", "exact": False}, "must be left out with allocation='joint'"),
+        ({"crop_price": 1.0, "exact": False}, "crop_price must be left out with allocation='softmax', got 1.0"),
+        (
+            {"allocation": "joint", "exact": False},
+            "must be left out with allocation='joint', got 'blocks'. Use allocation='softmax', which exact=False needs",
+        ),
+        ({"temperature": True}, "temperature must be a positive number, got True"),
     ],
 )
 def test_options_out_of_place(options, message):

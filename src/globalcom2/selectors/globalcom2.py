@@ -32,6 +32,7 @@ ALLOCATIONS = ("joint", "softmax", "attention")
 ALPHA, ALPHAS = 0.3, {"joint": 0.15}
 LIKENESS, CROP_PRICE = 1.5, 0.5  # chosen on the tuning set, where they lie on a plateau
 LARGEST = 1e6
+ROUNDING = 1e-12  # differences of doubles below this part of the largest one are none
 EPSILON = 1e-8  # against division by zero; the published code's
 # Tokens of the paper's views, 24 x 24. Sums of logits and similarities are taken as if every thumbnail had as many, so
 # that a temperature means the same at every resolution.
@@ -111,7 +112,7 @@ def globalcom2(
     crop_price = _within("crop_price", CROP_PRICE if crop_price is None else crop_price, LARGEST)
     if temperature is None:
         temperature = TEMPERATURES[views.score_type] if views.guidance is None else GUIDANCE_TEMPERATURE
-    if not isinstance(temperature, Real) or not 0.0 < temperature < float("inf"):
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0.0 < temperature < float("inf"):
         raise InputError(f"temperature must be a positive number, got {temperature!r}.")
     thumbnail, valid = views.thumbnail_scores, views.valid_mask
     if views.valid_count == 0:
@@ -153,7 +154,8 @@ def _allocation(allocation: str | None, views: Views, own_options: dict[str, dic
     for kind, names in given.items():
         if names and kind != allocation:
             raise InputError(
-                f"{names[0]} must be left out with allocation={allocation!r}, got one. Use allocation={kind!r}."
+                f"{names[0]} must be left out with allocation={allocation!r}, got {own_options[kind][names[0]]!r}. Use "
+                f"allocation={kind!r}{', which exact=False needs, too' if names[0] == 'regions' else ''}."
             )
     if allocation == "attention" and (views.score_type not in LOGITS or views.thumbnail_scores is None):
         got = f"score_type {views.score_type!r}" if views.guidance is None else "a video's guidance"
@@ -172,19 +174,21 @@ def _worth(scores: Tensor, seen: Tensor, valid: Tensor, alpha: float) -> Tensor:
     """
     count = valid.sum(-1).clamp(min=1)[..., None]
     own = scores.double().masked_fill(~valid, 0.0)
-    own = _per_deviation((own - own.sum(-1, keepdim=True) / count).masked_fill(~valid, 0.0), valid)
+    centred = (own - own.sum(-1, keepdim=True) / count).masked_fill(~valid, 0.0)
+    own = _per_deviation(centred, own, valid)
     seen = seen.double().masked_fill(~valid, 0.0)
-    seen = (seen - seen.sum((-2, -1), keepdim=True) / valid.sum()).masked_fill(~valid, 0.0)
-    seen = _per_deviation(seen, valid)
+    centred = (seen - seen.sum((-2, -1), keepdim=True) / valid.sum()).masked_fill(~valid, 0.0)
+    seen = _per_deviation(centred, seen, valid)
     region = seen.sum(-1, keepdim=True) / count
     worth: Tensor = (1 - alpha) * (own + region) + alpha * seen
     return worth.round(decimals=6)  # sums differ in their last bits in a batch
 
 
-def _per_deviation(centred: Tensor, valid: Tensor) -> Tensor:
-    """Centred values over their standard deviation in an image; zeros where all are equal."""
+def _per_deviation(centred: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+    """Centred `values` over their standard deviation in an image; zeros where all are equal but for rounding."""
     deviation = (centred.square().sum((-2, -1), keepdim=True) / valid.sum()).sqrt()
-    return centred / deviation.clamp(min=1e-100)
+    alike = deviation <= ROUNDING * values.abs().amax((-2, -1), keepdim=True)
+    return torch.where(alike, 0.0, centred / deviation.clamp(min=1e-100))
 
 
 def _attention_density(views: Views, canvas: Canvas) -> Tensor:
