@@ -13,7 +13,7 @@ from transformers import StaticCache
 
 from calls import generate
 from families import FAMILIES
-from globalcom2 import CompressionConfig, InputError, compress
+from globalcom2 import CompressionConfig, DataError, InputError, compress
 from globalcom2.hf.cache import CACHE
 from independent import cut_embeddings, reports_keep
 from tiny import picture
@@ -211,6 +211,13 @@ def test_auto_follows_the_scores(tiny):
     assert one.tokens_after < plain.tokens_after
 
 
+def test_scores_that_are_not_finite_are_told_with_auto_too(tiny):
+    inputs = tiny.inputs(["<image>"], [picture(168, 168)])
+    inputs["pixel_values"][0, 1, 0, 5, 5] = float("nan")
+    with torch.no_grad(), compress(tiny.model, "auto"), pytest.raises(DataError, match="scores must be finite, got"):
+        tiny.model(**inputs)
+
+
 def test_auto_under_limits(tiny):
     inputs = call_of(tiny, [picture(168, 84, 0), picture(252, 252, 1), picture(168, 84, 2)])
     free = report_of(tiny, inputs, "auto")
@@ -302,7 +309,7 @@ def test_auto_is_refused_where_shapes_must_be_known(tiny):
     inputs = tiny.inputs(["<image>"], [picture(168, 168)])
     cache = StaticCache(config=tiny.model.config.get_text_config(), max_cache_len=256)
     with compress(tiny.model, "auto"):
-        for more in ({"cache_implementation": "static"}, {CACHE: cache}):
+        for more in ({"cache_implementation": "static"}, {"cache_implementation": "hybrid"}, {CACHE: cache}):
             with pytest.raises(InputError, match="must be a number with a static cache, got 'auto' with"):
                 generate(tiny.model, inputs, **more)
     with compress(tiny.model, max_visual_tokens=20) as compression:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from globalcom2.hf.cache import CACHE
 from globalcom2.hf.config import CompressionConfig
 from globalcom2.hf.visuals import Visuals
 
+STATIC = ("static", "hybrid", "sliding_window")
+"""What names of caches of a fixed length have in them; transformers makes static ones of the last two."""
 Ratios = list[list[float]]
 """Of each modality, per image or video."""
 
@@ -60,8 +63,11 @@ def ratios_of_content(settings: CompressionConfig, found: list[Visuals], batches
     for ratios, own in zip(asked, batches, strict=True):
         for batch in own:
             for member in batch.members:
+                share = next(left)
+                if not math.isfinite(share):
+                    continue  # so are the scores, which is told where the masks come to the host
                 # Rounded, since a sum over a batch differs from one over an image in its last bits.
-                ratio = round(floor + (ceiling - floor) * next(left), 4)
+                ratio = round(floor + (ceiling - floor) * share, 4)
                 ratios[member] = min(max(ratio, floor), ceiling)
     return _limited(settings, found, asked)
 
@@ -119,7 +125,7 @@ def refuse_static(settings: CompressionConfig, model: Any, call: dict[str, Any])
     ]
     named = next((name for name in asked if name is not None), None)
     kind = type(call.get(CACHE)).__name__
-    static = str(named) if "static" in str(named).lower() else kind if "static" in kind.lower() else None
+    static = next((text for text in (str(named), kind) if any(part in text.lower() for part in STATIC)), None)
     if static is not None:
         raise InputError(
             f"retention_ratio must be a number with a static cache, got 'auto' with {static!r}: how long the prompt gets "
