@@ -200,6 +200,11 @@ def _masks(method: Method, ranking: Ranking, views: Views, rule: _Rule) -> tuple
     lines = None if views.lines is None else views.lines.to(valid.device, non_blocking=True)
     budget = budget_of(views, rule.ratio, rule.newlines, rule.thumbnail_weight)
     newlines = None
+    if ranking.thumbnail_competes and rule.thumbnail_weight != 1.0:
+        raise InputError(
+            f"thumbnail_weight must be 1 for method {method.name!r}, got {rule.thumbnail_weight:g}: it ranks the thumbnail's "
+            "tokens among those of the crops. Leave thumbnail_weight out."
+        )
     if ranking.ratios is None:
         if not rule.exact:
             raise InputError(

@@ -32,7 +32,7 @@ def hired(views: Views, retention_ratio: float, *, alpha: float = 0.5, counts: C
     Paper: https://arxiv.org/abs/2408.10945. Differs from the paper: budgets are exact, so what a full crop cannot take
     goes to the others, and what rounding leaves over goes to the largest remainders; padding is never kept; heads are
     averaged, not summed, which orders tokens alike; a thumbnail cell on a border between crops counts for each by the part
-    that lies in it. The early layer is the first one, the late one that of the features. `thumbnail_weight` has no say. What
+    that lies in it. The early layer is the first one, the late one that of the features. What
     its code does with newlines was not found out.
     """
     share(alpha, "alpha")
