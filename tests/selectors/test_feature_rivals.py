@@ -318,8 +318,8 @@ def test_without_features(name):
         ("scope", {"alpha": True}, "alpha must be a number"),
         ("scope", {"joint": 1}, "joint must be True or False, got 1"),
         ("dart", {"joint": None}, "joint must be True or False, got None"),
-        ("dart", {"pivots": 0}, "pivots must be an integer of at least 1, got 0"),
-        ("dart", {"pivots": 2.0}, "pivots must be an integer"),
+        ("dart", {"pivots": 0}, "pivots must be a positive integer, got 0"),
+        ("dart", {"pivots": 2.0}, "pivots must be a positive integer, got 2.0"),
         ("vidcom2", {"temperature": 0}, "temperature must be a positive number, got 0"),
     ],
 )

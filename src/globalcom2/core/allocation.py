@@ -201,11 +201,11 @@ def joint(
 
 
 def nth_of_its_kind(kinds: Tensor) -> Tensor:
-    """For each place, how many places up to it have the same number, int64 (batch, places)."""
+    """For each place, how many places up to it have the same number, int64 (..., places), as `kinds`."""
     together = kinds.argsort(dim=-1, stable=True)
     ordered = kinds.gather(-1, together)
     place = torch.arange(kinds.shape[-1], device=kinds.device).expand_as(kinds)
-    begins = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
+    begins = F.pad(ordered[..., 1:] != ordered[..., :-1], (1, 0), value=True)
     start = torch.where(begins, place, 0).cummax(-1).values
     return torch.empty_like(kinds).scatter(-1, together, place - start + 1)
 

@@ -9,6 +9,7 @@ from globalcom2.core.ranking import Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
 from globalcom2.selectors import whole
+from globalcom2.selectors.per_view import even_ranking, positive
 
 
 def dart(views: Views, retention_ratio: float, *, pivots: int = 4, joint: bool = True) -> Ranking:
@@ -35,8 +36,7 @@ def dart(views: Views, retention_ratio: float, *, pivots: int = 4, joint: bool =
     keys of the vision tower (keys are means over heads). All pivots share one order, so that the budget is exact. Padding
     is never kept, and newlines are kept by this package's rules.
     """
-    if type(pivots) is not int or pivots < 1:
-        raise InputError(f"pivots must be an integer of at least 1, got {pivots!r}.")
+    positive(pivots, "pivots")
     if not isinstance(joint, bool):
         raise InputError(f"joint must be True or False, got {joint!r}.")
     features = whole.by_view(views, "features", "dart")
@@ -46,9 +46,7 @@ def dart(views: Views, retention_ratio: float, *, pivots: int = 4, joint: bool =
         order = unlike_pivots(features.flatten(1, 2), norms.flatten(1), valid.flatten(), pivots)
         thumbnail, crops = whole.parts(views, order.unflatten(1, valid.shape))
         return Ranking(thumbnail, crops, thumbnail_competes=thumbnail is not None)
-    thumbnail, crops = whole.parts(views, unlike_pivots(features, norms, valid, pivots))
-    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
-    return Ranking(thumbnail, crops, ratios)
+    return even_ranking(views, unlike_pivots(features, norms, valid, pivots), retention_ratio)
 
 
 def unlike_pivots(tokens: Tensor, norms: Tensor, valid: Tensor, pivots: int) -> Tensor:

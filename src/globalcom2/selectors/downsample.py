@@ -10,6 +10,7 @@ from torch import Tensor
 from globalcom2.core.ranking import Counts, Merge, Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
+from globalcom2.selectors.whole import even_ratios
 
 
 def downsample(views: Views, retention_ratio: float, *, counts: Counts | None = None) -> Ranking:
@@ -50,8 +51,8 @@ def downsample(views: Views, retention_ratio: float, *, counts: Counts | None = 
     whole = torch.ones(1, views.tokens, dtype=torch.bool, device=device)
     first = _pooled(torch.full((batch, 1), own, device=device), whole, grid)
     merge = Merge(torch.cat([first.into, crops.into], 1), torch.cat([first.weight, crops.weight], 1))
-    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=device)
-    return Ranking(None if views.thumbnail_scores is None else first.kept[:, 0], crops.kept, ratios, merge=merge)
+    thumbnail = None if views.thumbnail_scores is None else first.kept[:, 0]
+    return Ranking(thumbnail, crops.kept, even_ratios(views, retention_ratio), merge=merge)
 
 
 class _Pooled(NamedTuple):

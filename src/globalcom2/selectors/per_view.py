@@ -78,8 +78,7 @@ def even_ranking(views: Views, order: Tensor, retention_ratio: float, merge: Mer
     thumbnail, crops = whole.parts(views, order)
     if merge is not None and thumbnail is None:
         merge = Merge(F.pad(merge.into, (0, 0, 1, 0), value=-1), F.pad(merge.weight, (0, 0, 1, 0), value=1.0))
-    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
-    return Ranking(thumbnail, crops, ratios, merge=merge)
+    return Ranking(thumbnail, crops, whole.even_ratios(views, retention_ratio), merge=merge)
 
 
 def share(value: float, name: str) -> float:

@@ -7,6 +7,7 @@ import torch
 from globalcom2.core.ranking import Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
+from globalcom2.selectors.whole import even_ratios
 
 
 def random(views: Views, retention_ratio: float, *, seed: int = 0) -> Ranking:
@@ -27,5 +28,5 @@ def random(views: Views, retention_ratio: float, *, seed: int = 0) -> Ranking:
     draw = torch.rand(views.thumbnail_tokens + views.crops * views.tokens, generator=generator)
     own, crops = draw.to(views.scores.device, non_blocking=True).tensor_split([views.thumbnail_tokens])
     thumbnail = None if views.thumbnail_scores is None else own.expand_as(views.thumbnail_scores)
-    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
-    return Ranking(thumbnail, crops.view(views.crops, views.tokens).expand_as(views.scores), ratios)
+    each = crops.view(views.crops, views.tokens).expand_as(views.scores)
+    return Ranking(thumbnail, each, even_ratios(views, retention_ratio))

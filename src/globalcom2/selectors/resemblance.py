@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from globalcom2.core.allocation import nth_of_its_kind
 from globalcom2.selectors import whole
 
 
@@ -32,11 +32,5 @@ def place_in_group(group: Tensor, by: Tensor) -> Tensor:
         group: int64 (..., n).
         by: float (..., n). Equal values go by index.
     """
-    first = by.argsort(dim=-1, descending=True, stable=True)
-    then = group.gather(-1, first).argsort(dim=-1, stable=True)
-    order = first.gather(-1, then)
-    own = group.gather(-1, order)
-    place = torch.arange(group.shape[-1], device=group.device).expand_as(order)
-    begins = F.pad(own[..., 1:] != own[..., :-1], (1, 0), value=True)
-    start = torch.where(begins, place, 0).cummax(-1).values
-    return torch.empty_like(order).scatter(-1, order, place - start)
+    order = by.argsort(dim=-1, descending=True, stable=True)
+    return torch.empty_like(order).scatter(-1, order, nth_of_its_kind(group.gather(-1, order)) - 1)

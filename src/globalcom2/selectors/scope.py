@@ -11,6 +11,7 @@ from globalcom2.core.ranking import Ranking
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
 from globalcom2.selectors import whole
+from globalcom2.selectors.per_view import even_ranking, stacked
 
 # Tokens that cover nothing new come in the order of their saliency; far below any gain that counts.
 NOTHING = 1e-6
@@ -55,16 +56,12 @@ def scope(views: Views, retention_ratio: float, *, joint: bool = True, alpha: fl
         thumbnail, crops = whole.parts(views, order)
         return Ranking(thumbnail, crops, thumbnail_competes=thumbnail is not None)
     each = min(views.tokens, 1 + most * views.tokens // max(1, int(views.valid_count)))
-    thumbnail, crops = whole.parts(views, coverage(features, saliency, valid, each))
-    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
-    return Ranking(thumbnail, crops, ratios)
+    return even_ranking(views, coverage(features, saliency, valid, each), retention_ratio)
 
 
 def _saliency(views: Views, valid: Tensor) -> Tensor:
     """Attention of every token, not negative, float (batch, kept views, tokens)."""
-    own = views.thumbnail_scores
-    scores = views.scores if own is None else torch.cat([own[:, None], views.scores], 1)
-    scores = scores.masked_fill(~valid, 0.0 if views.score_type in ("attention", "received") else -torch.inf)
+    scores = stacked(views).masked_fill(~valid, 0.0 if views.score_type in ("attention", "received") else -torch.inf)
     if views.score_type in ("attention", "received"):
         return scores.clamp(min=0.0)
     # A view of padding alone would be NaN.

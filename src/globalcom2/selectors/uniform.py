@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from globalcom2.core.ranking import Ranking
 from globalcom2.core.views import Views
+from globalcom2.selectors.whole import even_ratios
 
 
 def uniform(views: Views, retention_ratio: float) -> Ranking:
     """Equal ratio per view, top-k by each view's own score.
 
+    Args:
+        views: Images or videos.
+        retention_ratio: Fraction to keep, in (0, 1].
+
     Source: the "uniform" row of the paper's ablation, and FasterVLM (https://arxiv.org/abs/2412.01818).
-    Differs from FasterVLM: padding is never kept and newlines stay, as in every selector here.
+    Differs from FasterVLM: the model family's own score is read. `fastervlm` reads FasterVLM's.
     """
-    ratios = torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
-    return Ranking(views.thumbnail_scores, views.scores, ratios)
+    return Ranking(views.thumbnail_scores, views.scores, even_ratios(views, retention_ratio))

@@ -1,7 +1,8 @@
-"""All views of an image in one tensor, thumbnail first, for selectors that compare tokens of different views."""
+"""All views of an image in one tensor, thumbnail first, and what selectors share that look at them."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,6 +48,11 @@ def valid_by_view(views: Views) -> Tensor:
 def parts(views: Views, values: Tensor) -> tuple[Tensor | None, Tensor]:
     """Split (batch, kept views, tokens) into the thumbnail's (batch, tokens), or None, and the crops'."""
     return (None, values) if views.thumbnail_scores is None else (values[:, 0], values[:, 1:])
+
+
+def even_ratios(views: Views, retention_ratio: float) -> Tensor:
+    """The same ratio for every crop, float64 (batch, crops)."""
+    return torch.full(views.scores.shape[:-1], retention_ratio, dtype=torch.float64, device=views.scores.device)
 
 
 def most_kept(views: Views, retention_ratio: float) -> int:
