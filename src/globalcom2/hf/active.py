@@ -295,7 +295,7 @@ def seen_to(state: State, call: dict[str, Any] | None = None) -> bool:
 
 
 @contextmanager
-def inside(state: State, *, through: bool = False, memory: Memory | None = None) -> Iterator[None]:
+def part_of_call(state: State, *, through: bool = False, memory: Memory | None = None) -> Iterator[None]:
     """The block is part of a call of that state's model, see `Running`."""
     token = _running.set((*_running.get(), Running(state, state.own, through, memory)))
     try:

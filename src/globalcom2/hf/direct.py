@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from globalcom2.errors import GlobalCom2Error, InputError
-from globalcom2.hf.active import Patch, Short, inside, seen_to, state_of
+from globalcom2.hf.active import Patch, Short, part_of_call, seen_to, state_of
 from globalcom2.hf.cache import CACHE, cache_of, cached_length, recall, remember, with_cache_named
 from globalcom2.hf.inside_hooks import around, reading, run_on, with_logits_in_places
 from globalcom2.hf.logits import restore_logits
@@ -44,7 +44,7 @@ class Forward(Patch):
         with self.state.call(self.model):
             call, short = self.shortened(model, args, kwargs)
             pixels = any(kwargs.get(name) is not None for name in PIXELS)
-            with inside(self.state, through=call is None and pixels), _leaving(model, call, short):
+            with part_of_call(self.state, through=call is None and pixels), _leaving(model, call, short):
                 output = forward(*args, **kwargs) if call is None else forward(**call)
             return output if short is None else _finished(output, short)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from globalcom2.errors import InputError
-from globalcom2.hf.active import Patch, Short, inside
+from globalcom2.hf.active import Patch, Short, part_of_call
 from globalcom2.hf.cache import CACHE, Memory, cache_of, cached_length, recall, remember, with_cache_named
 from globalcom2.hf.direct import check_cache
 from globalcom2.hf.inside_hooks import around, run_on
@@ -28,7 +28,7 @@ class Generate(Patch):
         """The model's own generate; `memory` is that of a cache that is continued."""
         generate = self.before if self.before is not None else type(self.model).generate.__get__(self.model)
         # A shortened call has no pixels left.
-        with inside(self.state, through=any(call.get(name) is not None for name in PIXELS), memory=memory):
+        with part_of_call(self.state, through=any(call.get(name) is not None for name in PIXELS), memory=memory):
             return generate(**call)
 
     @torch.no_grad()
