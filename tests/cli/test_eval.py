@@ -8,6 +8,7 @@ import pytest
 from command import call
 from globalcom2 import CompressionConfig, Method
 from globalcom2.cli import eval as command
+from globalcom2.cli.eval_table import print_eval
 from globalcom2.core import methods, plugins
 from globalcom2.core.methods import method_text, parse_method
 from globalcom2.core.presets import PRESETS
@@ -197,3 +198,36 @@ def test_tokens_that_leave_inside_alone_can_be_asked_for(capsys):
     full, alone = json.loads(out)["runs"]
     assert (alone["method"], alone["options"]) == ("all tokens", {"inside": "fastv"})
     assert alone["visual_tokens"] < full["visual_tokens"]
+
+
+def test_a_ratio_of_1_leaves_nothing_to_drop_inside(capsys, tmp_path):
+    CompressionConfig(1.0, inside="fastv").save_pretrained(tmp_path)
+    for words in (["--config", str(tmp_path)], ["--retention", "1", "--method", "globalcom2:inside=fastv"]):
+        code, _, err = call(capsys, "eval", "--pictures", "2", *words)
+        assert code == 2
+        assert "--retention must hold a ratio below 1 with inside" in " ".join(err.split())
+
+
+def test_remarks_fit_what_was_tried(capsys):
+    figures = {"questions": 8, "accuracy": 0.5, "interval": [0.4, 0.6], "visual_tokens": 34.0, "kinds": {"read": 0.5}}
+    about = {"model": "mini", "dataset": "mine.parquet", "pictures": 4}
+    full = {"method": FULL, "retention_ratio": 1.0, "options": {}, **figures}
+    own, other = (
+        {"method": name, "retention_ratio": 0.1, "options": {}, **figures} for name in ("globalcom2", "uniform")
+    )
+    told = []
+    for rows in (
+        [full, other],
+        [full, own],
+        [full, own, {**other, "difference": 0.0, "difference_interval": [0.0, 0.1]}],
+    ):
+        print_eval({**about, "runs": rows})
+        told.append(" ".join(capsys.readouterr().out.split()))
+    assert ["add --method globalcom2" in text for text in told] == [True, False, False]
+    assert ["minus default:" in text for text in told] == [False, False, True]
+    assert ["ratio 0.1 tokens all ms share" in text for text in told] == [True, True, False]
+    print_eval({**about, "runs": [full, {**other, "options": {"inside": "fastv", "newlines": "none"}}]})
+    text = " ".join(capsys.readouterr().out.split())
+    assert "mean over the language model's layers" in text
+    assert "nl: newlines" in text
+    assert not any("language model's layers" in text or "nl:" in text for text in told)

@@ -53,7 +53,7 @@ JournalFile = Annotated[
     Path | None,
     typer.Option(
         help="Keep every outcome in this .jsonl file, and take from it what an earlier run of this model and set "
-        "found. A study with more methods then asks only what is new.",
+        "found. A study with more methods then asks only what is new. A method whose code has changed needs a new file.",
         show_default=False,
     ),
 ]
@@ -119,7 +119,13 @@ def _lists(
     default = (QUICK_RATIOS, QUICK_METHODS) if quick else (RATIOS, ())
     ratios, methods = read_lists(retention, selectors, preset, config, (default[0], () if alone else default[1]))
     if methods or alone:
-        return ratios, [*methods, *alone]
+        found = [*methods, *alone]
+        if min(ratios) == 1 and any("inside=" in text for text in found):
+            raise InputError(
+                "--retention must hold a ratio below 1 with inside, got all tokens alone: here a ratio is the mean over the "
+                "layers of the language model. Try 0.5."
+            )
+        return ratios, found
     with notes.status("Loading torch and transformers"):
         from globalcom2.lab.studies import study_methods  # noqa: PLC0415
     return ratios, study_methods()
@@ -183,7 +189,7 @@ def _measured(
     journal = Journal(kept, journal_header(network, examples, __version__))
     settings = evals.settings_of(methods, ratios)
     if lenient:
-        settings = _possible(network, processor, settings, examples[0])
+        settings = possible(network, processor, settings, examples[0])
     questions = sum(len(example.questions) for example in examples)
     what = f"{questions:,} questions about {len(examples)} images in {len(settings)} settings"
     with notes.status(f"{what}: timing a first batch"):
@@ -204,7 +210,7 @@ def _measured(
     return {**about, "batch_size": batch_size, "asked": asked, "runs": rows}
 
 
-def _possible(network: Any, processor: Any, settings: list[EvalSetting], example: Example) -> list[EvalSetting]:
+def possible(network: Any, processor: Any, settings: list[EvalSetting], example: Example) -> list[EvalSetting]:
     """The settings that the model can be in; of the others the reason is told."""
     from globalcom2.lab.studies import possible_settings  # noqa: PLC0415
 

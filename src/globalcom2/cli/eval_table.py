@@ -8,12 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from globalcom2.cli.output import figures_console, runs_table
-from globalcom2.lab.labels import label, percent
-from globalcom2.lab.paired import AHEAD, BEHIND, DEFAULT, standing
+from globalcom2.lab.labels import is_full, label, percent
+from globalcom2.lab.paired import AHEAD, BEHIND, DEFAULT, is_default, standing
 
 STYLES = {AHEAD: "green", BEHIND: "red", DEFAULT: "bold"}
-COLUMNS = ("tokens", "all", "minus default", "", "ms", "share")
 INTERVAL = "95 % interval"
+DIFFERENCE = ("minus default", "")
 WIDE = 100
 """Columns of a terminal that has room for the interval of the accuracy, too."""
 
@@ -27,18 +27,29 @@ def print_eval(result: dict[str, Any]) -> None:
     rows, console = result["runs"], figures_console()
     title = f"{result['model']} on {result['dataset']}: {result['pictures']} images, {rows[0]['questions']} questions"
     console.print(title, style="bold", highlight=False)
+    compared = any(row.get("difference") is not None for row in rows)
     for block in blocks(rows):
-        console.print(_block(block, console.width >= WIDE))
+        console.print(_block(block, console.width >= WIDE, compared))
     console.print("Accuracy per kind of question, %", highlight=False)
     for block in blocks(rows):
         console.print(_kinds(block))
-    console.print(
-        "tokens: per image, newlines included, the mean over the language model's layers. all: accuracy, %. minus default: "
-        "paired difference to the default method at this ratio in points, 95 % interval over images; level where that "
-        "holds 0; empty where more tokens were read. ms: selection per image. share: its part of the time to the first "
-        "token. nl: newlines.",
-        highlight=False,
-    )
+    console.print(" ".join(_remarks(rows, compared)), highlight=False)
+
+
+def _remarks(rows: list[dict[str, Any]], compared: bool) -> list[str]:
+    """What the columns say, as far as these rows need it."""
+    inside = any(row.get("options", {}).get("inside") for row in rows)
+    mean = ", the mean over the language model's layers" if inside else ""
+    found = [f"tokens: per image, newlines included{mean}.", "all: accuracy, %."]
+    if compared:
+        found.append(
+            "minus default: paired difference to the default method at this ratio in points, 95 % interval over images; "
+            "level where that holds 0; empty where more tokens were read."
+        )
+    elif not all(is_full(row) or is_default(row) for row in rows):
+        found.append("For differences to the default add --method globalcom2.")
+    found.append("ms: selection per image. share: its part of the time to the first token.")
+    return [*found, "nl: newlines."] if any("nl=" in short_label(row) for row in rows) else found
 
 
 def blocks(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -48,14 +59,16 @@ def blocks(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [sorted(block, key=lambda row: -row["accuracy"]) for block in own]
 
 
-def _block(rows: list[dict[str, Any]], wide: bool) -> Table:
-    table = runs_table([_heading(rows)], [*COLUMNS[:2], *([INTERVAL] if wide else []), *COLUMNS[2:]])
+def _block(rows: list[dict[str, Any]], wide: bool, compared: bool) -> Table:
+    columns = ["tokens", "all", *([INTERVAL] if wide else []), *(DIFFERENCE if compared else ()), "ms", "share"]
+    table = runs_table([_heading(rows)], columns)
     for row in rows:
         stands = standing(row)
         low, high = (f"{100 * end:.1f}" for end in row["interval"])
         figures = [f"{row['visual_tokens']:.0f}", f"{100 * row['accuracy']:.1f}"]
         figures += [f"{low} to {high}"] if wide else []
-        table.add_row(Text(short_label(row)), *figures, difference(row), stands, *_times(row), style=STYLES.get(stands))
+        figures += [difference(row), stands] if compared else []
+        table.add_row(Text(short_label(row)), *figures, *_times(row), style=STYLES.get(stands))
     return table
 
 
