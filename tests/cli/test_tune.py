@@ -81,11 +81,26 @@ def test_nothing_promised_has_a_code_of_its_own_and_a_stopped_search_goes_on(cap
     assert "Nothing can be promised" in out
 
 
+def test_a_configuration_that_is_promised_no_longer_goes(capsys, tmp_path, monkeypatch):
+    words = ["tune", *FEW, "--out", str(tmp_path)]
+    CompressionConfig(0.25).save_pretrained(tmp_path)
+    code, _, err = call(capsys, *words, "--max-loss", "90%")
+    assert code == 2  # somebody else's configuration
+    assert "--out must be a folder without a configuration of its own" in " ".join(err.split())
+    assert call(capsys, *words, "--max-loss", "90%", "--force")[0] == 0
+    assert CompressionConfig.from_pretrained(tmp_path).retention_ratio == 0.5
+    assert call(capsys, *words, "--max-loss", "1%", "--force")[0] == command.NOTHING
+    assert [path.name for path in tmp_path.iterdir()] == ["tuning.json"]
+
+
 def test_the_verdict_names_what_it_would_take():
-    base = {"max_loss": 0.015, "confidence": 0.95, "promised": None, "pictures_needed": 1234}
+    base = {"max_loss": 0.015, "confidence": 0.95, "pictures": 600, "promised": None, "pictures_needed": 1234}
     assert "about 1,234 images" in command.verdict(base)
     assert "1.5 points" in command.verdict(base)
     assert "images" not in command.verdict({**base, "pictures_needed": None})
+    close = command.verdict({**base, "pictures_needed": 580})  # it failed with 600
+    assert "580" not in close
+    assert "The check was close" in close
     promised = {"method": "globalcom2", "retention_ratio": 0.25, "options": {"alpha": 0.3}, "visual_tokens": 85.4}
     told = command.verdict({**base, "promised": promised})
     assert "globalcom2, alpha=0.3 at 0.25 loses less than 1.5 points" in told

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from globalcom2._version import __version__
+from globalcom2.cli.eval import possible
 from globalcom2.cli.options import (
     Attention,
     BatchSize,
@@ -35,8 +36,10 @@ from globalcom2.cli.options import (
 )
 from globalcom2.cli.output import figures_console, keep_result, measured_with, notes, progress_bar
 from globalcom2.errors import InputError
+from globalcom2.hf.config_files import FILE
 
 if TYPE_CHECKING:
+    from globalcom2.hf.config import CompressionConfig
     from globalcom2.lab.evals import EvalSetting
     from globalcom2.lab.tuning import Tuning
 
@@ -96,7 +99,7 @@ def tune(
     asked = {**loading, **search, "dataset": str(dataset.resolve()), "pictures": pictures, "globalcom2": __version__}
     path = None if out is None else out / RESULT
     result = None if force else read_result(path, asked)
-    _check_folder(out)
+    _check_folder(out, force)
     if path is not None and path.exists():
         check_result(path, force or result is not None)
     if result is None:
@@ -124,10 +127,25 @@ def read_share(text: str) -> float:
     return share
 
 
-def _check_folder(out: Path | None) -> None:
-    """Raise `InputError` where `--out` is a file."""
-    if out is not None and out.exists() and not out.is_dir():
+def _check_folder(out: Path | None, force: bool) -> None:
+    """Raise `InputError` where `--out` is a file, or has a configuration that is not of an earlier result."""
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a folder, got the file {str(out)!r}. A configuration is put into it.")
+    if (out / FILE).exists() and not (out / RESULT).exists() and not force:
+        raise InputError(
+            f"--out must be a folder without a configuration of its own, got {str(out)!r}, which has {FILE}. Choose another, "
+            "or add --force to overwrite it."
+        )
+
+
+def _keep_config(config: CompressionConfig | None, folder: Path) -> None:
+    """Write what is promised; where nothing is, what was promised before goes, so that nobody takes it for a promise."""
+    if config is None:
+        (folder / FILE).unlink(missing_ok=True)
+    else:
+        notes.print(f"Configuration: {config.save_pretrained(folder)}", highlight=False, soft_wrap=True)
 
 
 def _measured(asked: dict[str, Any], batch_size: int, path: Path | None, lenient: bool) -> dict[str, Any]:
@@ -137,7 +155,6 @@ def _measured(asked: dict[str, Any], batch_size: int, path: Path | None, lenient
         from globalcom2.lab.dataset import load_examples  # noqa: PLC0415
         from globalcom2.lab.evals import settings_of  # noqa: PLC0415
         from globalcom2.lab.journal import Journal, journal_header  # noqa: PLC0415
-        from globalcom2.lab.studies import possible_settings  # noqa: PLC0415
         from globalcom2.lab.tuning import Tuning  # noqa: PLC0415
 
     examples = load_examples(Path(asked["dataset"]), asked["pictures"])
@@ -145,9 +162,7 @@ def _measured(asked: dict[str, Any], batch_size: int, path: Path | None, lenient
     notes.print(f"Loading {asked['model']}")
     network, processor = load_model(asked["model"], asked["dtype"], asked["device"], asked["attn"])
     if lenient:
-        settings, refused = possible_settings(network, processor, settings, examples[0])
-        for name, reason in refused.items():
-            notes.print(f"Left out, {name}: {reason}", highlight=False, soft_wrap=True)
+        settings = possible(network, processor, settings, examples[0])
     journal_path = None if path is None else path.with_suffix(".partial.jsonl")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,9 +183,9 @@ def _measured(asked: dict[str, Any], batch_size: int, path: Path | None, lenient
         _stage("Checking", tuning, [settings[0], *tuning.chosen])
     about = {"model": asked["model"], "dataset": Path(asked["dataset"]).name, **measured_with(network)}
     result = {**about, "asked": asked, **tuning.result()}
+    if path is not None:
+        _keep_config(tuning.config, path.parent)
     keep_result(result, path, journal_path)
-    if path is not None and tuning.config is not None:
-        notes.print(f"Configuration: {tuning.config.save_pretrained(path.parent)}", highlight=False, soft_wrap=True)
     return result
 
 
@@ -266,6 +281,8 @@ def verdict(result: dict[str, Any]) -> str:
         )
     needed = result["pictures_needed"]
     cure = "Allow a larger loss, or try higher ratios or other methods."
-    if needed is not None:
+    if needed is not None and needed <= result["pictures"]:
+        cure = "The check was close: a set of this size passes more often than not. A larger one is surer."
+    elif needed is not None:
         cure = f"A set of about {needed:,} images like these would do. Or allow a larger loss, or try higher ratios."
     return f"Nothing can be promised: no setting is sure to lose less than {bound} points on this set. {cure}"
