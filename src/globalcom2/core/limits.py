@@ -49,13 +49,15 @@ def check_limit(name: str, value: object) -> int:
 def limited_ratio(limit: int, layout: Layout) -> float:
     """The ratio at which an image of this layout keeps exactly min(limit, all) tokens: 1.0 where that is all of them.
 
+    Newlines that end no token, as very narrow strips have them, are there at a ratio of 1 alone. A limit that all other
+    tokens meet and these exceed comes to those others.
+
     Args:
         limit: Tokens, newlines that count included; at least 1.
         layout: How the image is cut and packed.
     """
     if limit >= len(layout.slots):
         return 1.0
-    # A newline that ends no token is there at a ratio of 1 alone.
     return min(limit / max(_most(layout), 1), _BELOW_ONE)
 
 

@@ -21,7 +21,8 @@ def divprune(views: Views, retention_ratio: float) -> Ranking:
         retention_ratio: Fraction to keep, in (0, 1].
 
     Returns:
-        One order over all tokens. Memory grows with the square of an image's tokens.
+        One order over all tokens. Memory grows with the square of an image's tokens, and time with the tokens that are
+        kept times all tokens.
 
     Raises:
         InputError: No features.
@@ -41,9 +42,8 @@ def max_min(tokens: Tensor, valid: Tensor, count: int) -> Tensor:
 
     Behind them stands what is farthest from the chosen ones; tokens that are not `valid`, bool (n,), come last.
     """
-    distances = 1 - whole.cosines(tokens, tokens)
-    itself = torch.eye(len(valid), dtype=torch.bool, device=valid.device)
-    distances.masked_fill_(itself | ~valid, torch.inf)
+    distances = whole.cosines(tokens, tokens).neg_().add_(1).masked_fill_(~valid, torch.inf)  # in place: it is large
+    distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
     scores = torch.zeros_like(distances[..., 0])
     left = valid.expand_as(scores).clone()
     nearest = distances.amin(-1)
