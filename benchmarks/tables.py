@@ -32,12 +32,13 @@ PAGES = (
     "README.md",
     "docs/costs.md",
     "docs/evaluation.md",
+    "docs/inside.md",
     "docs/measured.md",
     "docs/methods-compared.md",
     "docs/which-ratio.md",
     "src/globalcom2/mini/MODEL_CARD.md",
 )
-EVALUATION = ("mini-eval", "mini-eval-above", "mini-eval-inside")
+EVALUATION = ("mini-eval", "mini-eval-above")
 IN_SHORT = (FULL, "globalcom2", "globalcom2, paper", "uniform", "random")
 """Rows of the tables of README and docs/evaluation.md, by label; docs/methods-compared.md has all."""
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -56,7 +57,7 @@ def runs(name: str) -> list[dict[str, Any]]:
 
 
 def whole_evaluation() -> dict[str, Any]:
-    """The evaluation's runs of all files, largest ratio first: all methods, higher ratios, tokens that leave inside."""
+    """The evaluation's runs of all files, largest ratio first: all methods, and higher ratios of some."""
     found: dict[tuple[str, float], dict[str, Any]] = {}
     for name in EVALUATION:
         for row in runs(name):
@@ -144,6 +145,17 @@ def commander() -> str:
     for named, own in found.items():
         cells = [percent(own[ratio]["accuracy"]) if ratio in own else "" for ratio in ratios]
         lines.append(f"| {named} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def inside() -> str:
+    """Tokens that leave inside the language model, alone and after a selection."""
+    lines = ["| ratio | method | tokens | answered rightly | minus default, points |", "|---|---|---|---|---|"]
+    for row in runs("mini-eval-inside"):
+        low, high = row["difference_interval"] or (None, None)
+        difference = "" if low is None else f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        cells = [f"{row['retention_ratio']:g}", label(row), f"{row['visual_tokens']:.0f}", percent(row["accuracy"])]
+        lines.append(f"| {' | '.join([*cells, difference])} |")
     return "\n".join(lines)
 
 
@@ -243,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reading": reading,
     "analysis": analysis,
     "commander": commander,
+    "inside": inside,
     "digits-kept": digits_kept,
     "sweep": sweep,
     "gpu": gpu,
