@@ -127,9 +127,10 @@ def test_views_without_a_token_merge_nothing():
 
 
 def test_downsample_of_a_thumbnail_with_a_token_grid_of_its_own():
-    seen = Views(torch.randn(4, 9), grid=(2, 2), thumbnail_scores=torch.randn(20), thumbnail_grid=(4, 5))
-    with pytest.raises(InputError, match=r"another than 'downsample' .* got \(4, 5\) and \(3, 3\) for crops"):
-        select(seen, 0.3, "downsample")
+    for more in ({"thumbnail_scores": torch.randn(20)}, {}):
+        seen = Views(torch.randn(4, 9), grid=(2, 2), thumbnail_grid=(4, 5), **more)
+        with pytest.raises(InputError, match=r"another than 'downsample' .* got \(4, 5\) and \(3, 3\) for crops"):
+            select(seen, 0.3, "downsample")
 
 
 def test_the_mini_model_reads_pooled_views():

@@ -33,9 +33,9 @@ def downsample(views: Views, retention_ratio: float, *, counts: Counts | None = 
 
     Source: a floor; see https://arxiv.org/abs/2510.07143 (plain down-sampling beats many published methods there).
     Padding is neither kept nor part of a mean. Where newlines count, a few more tokens may be kept than the cells that
-    were planned for, or fewer; one more is a token of its cell, with its share of the mean.
+    were planned for, or fewer; one more is a token of its cell, which keeps its own feature.
     """
-    if views.thumbnail_scores is not None and views.thumbnail_grid != views.token_grid:
+    if views.thumbnail_grid != views.token_grid:
         raise InputError(
             "method must be another than 'downsample' where the thumbnail has a token grid of its own, got "
             f"{views.thumbnail_grid} and {views.token_grid} for crops. Use one that reads scores alone."
