@@ -42,7 +42,7 @@ def test_every_picture_method_and_ratio_is_a_run(capsys, checkpoint, pictures):
         assert all(run["full"] == runs[0]["full"] for run in runs)
         assert runs[0]["compressed"]["answer"] == runs[0]["full"]["answer"]
         assert len({run["compressed"]["visual_tokens"] for run in runs[1:]}) == 1
-        assert runs[2]["options"] == {"layer": -1, "allocation": "softmax", "alpha": 0.5}
+        assert runs[2]["options"] == {"layer": -1, "allocation": "softmax", "alpha": 0.5, "newlines": "counted"}
     assert result["runs"][0]["full"]["visual_tokens"] != result["runs"][4]["full"]["visual_tokens"]
 
 
