@@ -25,7 +25,8 @@ from globalcom2._version import __version__
 from globalcom2.core.method import Method
 from globalcom2.core.methods import get_method, register_method
 from globalcom2.lab.dataset import load_examples
-from globalcom2.lab.evals import EvalSetting, Journal, evaluate, journal_header
+from globalcom2.lab.evals import EvalSetting, evaluate
+from globalcom2.lab.journal import Journal, journal_header
 from globalcom2.lab.labels import FULL
 from globalcom2.lab.machine import machine
 

@@ -149,7 +149,7 @@ def _sentence(rows: Rows) -> str:
     ahead, level, behind = (_count(rows, stands) for stands in (AHEAD, LEVEL, BEHIND))
     place = 1 + sum(row["accuracy"] > default["accuracy"] for row in rows)
     first = f"The default answers {percent(default['accuracy'])} rightly, place {place} of {len(rows)}."
-    winner = "" if place == 1 else f" The highest figure is that of {_named(best)}, {percent(best['accuracy'])}."
+    winner = "" if place == 1 else f" The highest figure is that of {label(best)}, {percent(best['accuracy'])}."
     return f"{first}{winner} Beyond the noise {ahead} ahead of it and {behind} behind; {level} level."
 
 
@@ -161,7 +161,7 @@ def _count(rows: Rows, stands: str) -> str:
 def _best_at(rows: Rows, kind: str) -> list[str]:
     """Those with the highest figure, at most three by name."""
     top = max(row["kinds"][kind] for row in rows)
-    names = [_named(row) for row in rows if row["kinds"][kind] == top]
+    names = [label(row) for row in rows if row["kinds"][kind] == top]
     return names if len(names) <= 3 else [*names[:3], f"{len(names) - 3} more"]
 
 
@@ -207,11 +207,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _with_difference(row: dict[str, Any]) -> str:
-    return f"{_named(row)} {100 * row['difference']:+.1f}"
-
-
-def _named(row: dict[str, Any]) -> str:
-    return label(row)
+    return f"{label(row)} {100 * row['difference']:+.1f}"
 
 
 def _bold(name: str, rows: Sequence[dict[str, Any]]) -> str:

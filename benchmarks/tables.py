@@ -35,6 +35,7 @@ PAGES = (
     "docs/inside.md",
     "docs/measured.md",
     "docs/methods-compared.md",
+    "docs/tune.md",
     "docs/which-ratio.md",
     "src/globalcom2/mini/MODEL_CARD.md",
 )
@@ -236,6 +237,31 @@ def by_use() -> str:
     return "\n".join(lines)
 
 
+def tune_sets() -> str:
+    """What `tune` promised on sets that were drawn from recorded answers, one row per bound."""
+    lines = [
+        "| `--max-loss` | sets with a promise | false promises | promised at 0.25 | at 0.1 |",
+        "|---|---|---|---|---|",
+    ]
+    for bound, own in result("mini-tune-trials")["drawn_sets"].items():
+        cells = [f"{100 * float(bound):g}%", f"{own['promised']} of {own['sets']}", f"{own['false']}"]
+        lines.append("| " + " | ".join([*cells, *(f"{count}" for count in own["promised_ratios"].values())]) + " |")
+    return "\n".join(lines)
+
+
+def tune_bounds() -> str:
+    """In how many sets each kind of bound promises, and how often falsely in the worst case."""
+    setting, worst = result("mini-tune-trials")["bounds"].values()
+    shown = ("0.015", "0.02", "0.03")
+    heads = " | ".join(f"{100 * float(bound):g}%" for bound in shown)
+    lines = [f"| bound | {heads} | false, worst case |", "|---|" + "---|" * (len(shown) + 1)]
+    for name, false in worst.items():
+        used = " on other pictures (used)" if name == "one bet, chosen" else ""
+        shares = [*(setting[bound][name] for bound in shown), false]
+        lines.append(f"| {name}{used} | " + " | ".join(f"{100 * share:.1f}%" for share in shares) + " |")
+    return "\n".join(lines)
+
+
 def families() -> str:
     """Supported families, one line each, with a checkpoint's name on the hub."""
     lines = ["| model type | a checkpoint |", "|---|---|"]
@@ -261,6 +287,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "which-ratio": which_ratio,
     "by-use": by_use,
+    "tune-sets": tune_sets,
+    "tune-bounds": tune_bounds,
     "families": families,
 }
 

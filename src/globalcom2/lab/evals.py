@@ -19,9 +19,7 @@ from globalcom2.hf.compression import Compression, compress
 from globalcom2.lab.answers import Answers, answer_apart, answer_questions
 from globalcom2.lab.dataset import Example
 from globalcom2.lab.fitting import Fitted, fit
-from globalcom2.lab.journal import Journal as Journal
-from globalcom2.lab.journal import Outcome as Outcome
-from globalcom2.lab.journal import journal_header as journal_header
+from globalcom2.lab.journal import Journal, Outcome
 from globalcom2.lab.labels import FULL
 from globalcom2.lab.paired import with_differences
 from globalcom2.lab.shared_tower import SharedTower, shared_tower
