@@ -135,7 +135,7 @@ def all_runs(found: dict[str, Comparison]) -> Iterator[tuple[str, Comparison, Ru
 
 
 def draw_runs(found: dict[str, Comparison], path: Path | None) -> list[str | None]:
-    """Draw every run in which something was dropped; returns one path per run, None where nothing was drawn."""
+    """Draw every run whose prompt is shorter; returns one path per run, None where nothing was drawn."""
     from globalcom2.lab.comparison import title  # noqa: PLC0415
 
     runs = list(all_runs(found))
@@ -152,7 +152,7 @@ def draw_runs(found: dict[str, Comparison], path: Path | None) -> list[str | Non
         draw_picture(own.image, run.entry, target, title=title(own, run))
         drawn.append(str(target))
     if not any(drawn):
-        notes.print("No picture drawn: nothing was dropped.")
+        notes.print("No picture drawn: every prompt keeps all visual tokens.")
     return drawn
 
 

@@ -97,7 +97,7 @@ def evaluate(
     if result is None:
         lenient = not any((method, preset, config))
         result = _measured(asked, ratios, methods, batch_size, journal or unfinished(out), lenient=lenient)
-        keep_result(result, out, unfinished(out))
+        keep_result(result, out, None if journal is not None else unfinished(out))
     if plot is not None:
         from globalcom2.lab.plots import draw_eval  # noqa: PLC0415
 

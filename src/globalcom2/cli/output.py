@@ -78,10 +78,10 @@ def keep_result(result: dict[str, Any], out: Path | None, journal: Path | None =
 
 
 def print_runs(result: dict[str, Any], heads: Sequence[str], cells: Callable[[dict[str, Any]], list[str]]) -> None:
-    """Print the runs of an evaluation: accuracy with its interval, and accuracy per kind of question.
+    """Print runs: accuracy with its interval, and accuracy per kind of question.
 
     Args:
-        result: What `eval` or `analyze` found.
+        result: What `analyze` found.
         heads: Names of the columns that say what a run is.
         cells: A run's texts in these columns.
     """
