@@ -79,7 +79,7 @@ def select(
             ... kept token on. "none": the same budget, all of it for tokens. "all": every line keeps its newline and none
             is counted, as in the published code. Default: "from_3" if `exact`, else "all".
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, positive; the crops get the rest of the same
-            budget. Needs `exact`. Default: 1.
+            budget. Needs `exact`, and a method that does not rank the thumbnail's tokens among those of the crops. Default: 1.
         check: Whether to look for values that are not finite, in the views and in what the method returns, which makes a
             host wait for its device. Without it, such values keep an arbitrary set, of the exact size still: `all_finite`
             and `require_finite` are the two halves for views, `Keep.unchecked` has those for the method. A call
