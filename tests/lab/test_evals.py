@@ -156,6 +156,16 @@ def test_questions_of_their_own_get_the_same_answers(mini, examples, options):
         assert answers.texts == [[separately(mini, p, q) for q in p.questions] for p in group]
 
 
+def test_a_processor_that_pads_on_the_right(mini, examples, monkeypatch):
+    """Questions of unequal length would be answered after padding."""
+    group, (model, processor) = next(batches(examples, 2)), mini
+    pictures, questions = [p.image for p in group], [["what color is the largest tag?"], ["how many tags are there?"]]
+    assert len({len(processor.tokenizer(asked[0]).input_ids) for asked in questions}) == 2
+    expected = answer_apart(model, processor, pictures, questions, 6)
+    monkeypatch.setattr(processor.tokenizer, "padding_side", "right")
+    assert answer_apart(model, processor, pictures, questions, 6) == expected
+
+
 def test_rows_count_what_was_really_fed(mini, examples):
     model, processor = mini
     rows = evaluate(model, processor, examples, settings_of(["globalcom2"], [0.1]))

@@ -100,7 +100,7 @@ def answer_apart(
 
     Args:
         model: A supported model in eval mode.
-        processor: Its processor, which pads on the left.
+        processor: Its processor.
         images: RGB images.
         questions: For each image its questions, the same number for all.
         max_new_tokens: Length of the longest answer.
@@ -113,6 +113,7 @@ def answer_apart(
             images=[[image] for image in images],
             return_tensors="pt",
             padding=True,
+            padding_side="left",
         ).to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
