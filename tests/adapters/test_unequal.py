@@ -88,7 +88,9 @@ def test_the_thumbnails_say_reaches_the_right_tokens():
     thumbnail = torch.zeros(1, 6, 9)
     thumbnail[:, 4:, 6:] = 1.0  # the lower and the right third
     given = Views(torch.zeros(1, 4, 12), None, (2, 2), None, thumbnail.flatten(1), (4, 3), thumbnail_grid=(6, 9))
-    stitched = globalcom2(given, 0.2, alpha=1.0, allocation="softmax").crops[0].view(2, 2, 4, 3).transpose(1, 2).reshape(8, 6)
+    stitched = (
+        globalcom2(given, 0.2, alpha=1.0, allocation="softmax").crops[0].view(2, 2, 4, 3).transpose(1, 2).reshape(8, 6)
+    )
     best = (stitched > 0.99 * stitched.max()).nonzero().tolist()
     assert best == [[6, 4], [6, 5], [7, 4], [7, 5]]
 

@@ -73,8 +73,9 @@ def _charged(worth: Tensor, safe: Tensor, few: Tensor, alike: Tensor, crop_price
     had = had.scatter_add(-1, safe // tokens, torch.ones_like(safe)).gather(-1, crop)
     place = torch.arange(few.shape[1], device=few.device).expand_as(few)
     for _ in range(ROUNDS):
-        before = place[:, None, :] < place[..., None]
-        charge = torch.where(before, alike, 0.0).amax(-1)
+        there = place.to(alike.dtype)
+        before = (there[..., None] - there[:, None, :]).clamp_(0, 1)  # 1 or 0; several times faster than bool and where
+        charge = before.mul_(alike).amax(-1)
         sequence = place.argsort(dim=-1)
         nth = torch.empty_like(few).scatter(-1, sequence, nth_of_its_kind(crop.gather(-1, sequence)))
         left = worth - charge - crop_price * (had + nth).to(worth.dtype).log()
