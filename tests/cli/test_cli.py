@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from command import call
+from globalcom2 import list_methods
 from tiny import picture
 
 ASK_KEYS = {"answer", "visual_tokens", "prompt_tokens", "prefill_flops", "seconds", "tower_flops"}
@@ -22,7 +23,8 @@ def test_ask_with_defaults_is_the_demo(capsys, tmp_path):
     assert [set(run) for run in result["runs"]] == [keys]
     assert {name: result[name] for name in keys} == result["runs"][0]
     assert set(result["full"]) == ASK_KEYS
-    assert set(result["compressed"]) == ASK_KEYS | {"crop_ratios", "selection_seconds"}
+    more = {"crop_ratios", "selection_seconds", "image_ratio", "mean_retention"}
+    assert set(result["compressed"]) == ASK_KEYS | more
     full, short = result["full"], result["compressed"]
     assert short["visual_tokens"] == int(0.1 * full["visual_tokens"] + 0.5)
     assert full["prompt_tokens"] - short["prompt_tokens"] == full["visual_tokens"] - short["visual_tokens"]
@@ -143,7 +145,7 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_lists(capsys):
     code, out, _ = call(capsys, "methods", "--json")
     assert code == 0
-    assert {m["name"] for m in json.loads(out)["methods"]} == {"globalcom2", "uniform", "random"}
+    assert {m["name"] for m in json.loads(out)["methods"]} == set(list_methods()) >= {"globalcom2", "scope"}
     assert set(json.loads(out)["methods"][0]) == {"name", "summary", "source"}
     code, out, _ = call(capsys, "models", "--json")
     assert {"model_type", "scores", "thumbnail", "budget", "tested"} <= set(json.loads(out)["families"][0])
