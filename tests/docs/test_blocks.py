@@ -102,7 +102,7 @@ def run_globalcom2(words, where, capsys):
         rest = with_option(rest, option, value)
     for option, value in FEWER.get(command, {}).items():
         rest += [] if option in rest else [option, value]
-    if command == "tune" and not Path("mine.parquet").exists():
+    if "mine.parquet" in rest and not Path("mine.parquet").exists():
         shutil.copy(EVALUATION_SET, "mine.parquet")
     if command == "web":
         return start_the_page(rest, where)
