@@ -4,8 +4,8 @@
     python benchmarks/commander.py runs/tuning.parquet --out benchmarks/results/mini-commander.json
 
 Stress: every view's scores are shifted by an amount of its own. The mini model's tower learnt to compare views, published
-towers did not, so a method that compares them must stand it. Ideas were tried on the first 200 pictures; this runs on the
-others. The evaluation set is never looked at. Resumes after a stop.
+towers did not, so a method that compares them must stand it. Settings of the joint order were chosen on the first 200
+pictures, the rules for newlines compared on all; this runs on the others. The evaluation set is never looked at. Resumes after a stop.
 """
 
 from __future__ import annotations

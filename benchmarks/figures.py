@@ -46,7 +46,7 @@ def main() -> None:
     evaluation = whole_evaluation()
     rows = evaluation["runs"]
     draw_eval(evaluation_rows(), DOCS / "mini-eval.png")
-    draw_standings(compared.rows_of(evaluation), DOCS / "methods-compared.png")
+    draw_standings(compared.rows_of(result("mini-eval")), DOCS / "methods-compared.png")
     draw_analysis(result("mini-analysis")["runs"], DOCS / "mini-analysis.png")
     draw_bench(result("bench-7b-h200")["rows"], DOCS / "bench-7b-h200.png")
     benches = [result(name) for name in ("bench-7b-h200", "bench-86m-cpu")]
