@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from globalcom2.adapters.layers import deepest_layer
 from globalcom2.core.layout import Layout
-from globalcom2.errors import UnsupportedModelError
+from globalcom2.errors import InputError, UnsupportedModelError
 
 
 def stretches(prompt: Tensor, token: int) -> Iterator[tuple[bool, Tensor]]:
@@ -84,6 +84,10 @@ class Adapter(ABC):
     """The score type that is used where the caller names none."""
     projects_kept_only: bool = False
     """Whether the projector runs after selection, on the tokens that stay."""
+    native: bool = False
+    """Whether images keep their resolution: no thumbnail, no crops, and a guide that commands windows of their tokens."""
+    three_dimensional: bool = False
+    """Whether the language model numbers visual tokens by time, row and column (M-RoPE): `positions` gives these."""
 
     @abstractmethod
     def check(self, base: Any) -> None:
@@ -141,6 +145,15 @@ class Adapter(ABC):
         """
         return self.scores(base, torch.cat(rows)).flatten()
 
+    def keys(self, base: Any, keys: list[Tensor], layouts: list[Layout]) -> Tensor:
+        """Keys (tokens, dim) of all views end to end, from tapped ones (views, sequence, dim), as `all_scores` of scores.
+
+        Each channel is mapped from patches to tokens as scores are.
+        """
+        channels = torch.cat(keys).movedim(-1, 0)
+        tokens = self.scores(base, channels.flatten(0, 1)).unflatten(0, channels.shape[:2])
+        return tokens.movedim(0, -1).flatten(0, 1)
+
     def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Cut values of one image's tokens, (tokens, ...) in the tower's order, into thumbnail and crops.
 
@@ -156,6 +169,30 @@ class Adapter(ABC):
 
     def guidance(self, base: Any, encoded: Any, layouts: list[Layout]) -> list[Tensor] | None:
         """Per video, its `Views.guidance`; None for images, which thumbnails guide."""
+        return None
+
+    def guided(self, guide: str | None) -> Adapter:
+        """This adapter, or a copy of it, with images guided as asked; None is the family's own way.
+
+        Raises:
+            InputError: Thumbnails guide the images of this family.
+        """
+        if guide is not None:
+            raise InputError(
+                f"guide must be left out for a family whose images have a thumbnail, which guides, got {guide!r}."
+            )
+        return self
+
+    def positions(self, base: Any, call: dict[str, Any]) -> Tensor | None:
+        """Positions (axes, batch, long) of a full prompt in a family with three-dimensional ones, on the host.
+
+        Args:
+            base: The model that has `get_image_features`.
+            call: The keyword arguments of the model's call, `input_ids` and `attention_mask` on the host.
+
+        Returns:
+            None where positions follow from the mask.
+        """
         return None
 
     def videos(self) -> Adapter | None:

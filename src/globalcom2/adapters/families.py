@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "globalcom2.families"
 """Entry-point group: another package registers `name = "module:FAMILY"`, FAMILY being a `Family`."""
 
+NO_THUMBNAIL = "none; a guide commands windows of its tokens and is not read"
 _FAMILIES = {
     family.model_type: family
     for family in (
@@ -173,6 +174,24 @@ _FAMILIES = {
             "exact; tags between views stay and are not counted; grid from the tags",
             checkpoints=("stepfun-ai/Step-3.7-Flash",),
         ),
+        *(
+            Family(
+                kind,
+                f"globalcom2.adapters.qwen_vl:{adapter}",
+                "minus cosine to the mean of the image (tower without [CLS])",
+                NO_THUMBNAIL,
+                "random weights",
+                checkpoints=(checkpoint,),
+            )
+            for kind, adapter, checkpoint in (
+                ("qwen2_vl", "QwenVLAdapter", "Qwen/Qwen2-VL-7B-Instruct"),
+                ("qwen2_5_vl", "Qwen25VLAdapter", "Qwen/Qwen2.5-VL-7B-Instruct"),
+                ("qwen3_vl", "QwenVLAdapter", "Qwen/Qwen3-VL-4B-Instruct"),
+                ("qwen3_vl_moe", "QwenVLAdapter", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+                ("qwen3_5", "QwenVLAdapter", "Qwen/Qwen3.5-27B"),
+                ("qwen3_5_moe", "QwenVLAdapter", "Qwen/Qwen3.5-35B-A3B"),
+            )
+        ),
     )
 }
 
@@ -186,9 +205,6 @@ UNSUPPORTED = {
     "molmo2": "overlapping crops are stitched into one map before tokens are pooled",
     "perception_lm": "its tower is a timm model, which was not at hand, and nothing tells its grid; not built yet",
     "phi4_multimodal": "its forward takes no encoder output and merges images in a way of its own",
-    "qwen2_vl": "images keep their resolution: no thumbnail, no crops",
-    "qwen2_5_vl": "images keep their resolution: no thumbnail, no crops",
-    "qwen3_vl": "images keep their resolution: no thumbnail, no crops",
     "unlimited_ocr": "lines of the thumbnail end with newlines too, and a separator follows, which no budget knows yet",
 }
 """Families that cut images, or seem to, and do not work with this package, with the reason."""

@@ -35,7 +35,11 @@ class Layout:
     thumbnail_grid: tuple[int, int] = ()  # type: ignore[assignment]
     """(height, width) of the thumbnail's tokens. Default: `token_grid`."""
     thumbnail: bool = True
-    """False for a video: its pooled clip guides, but the language model reads frames alone."""
+    """False where there is none to read: for a video, whose pooled clip guides, and for an image with a guide."""
+    guide_grid: tuple[int, int] | None = None
+    """(height, width) of the guide, which commands and is not read; None for an image without one."""
+    guide_pass: bool = False
+    """Whether the tower reads the guide as a picture of its own. Else it is made from the image's own scores."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "thumbnail_grid", self.thumbnail_grid or self.token_grid)
@@ -57,9 +61,18 @@ class Layout:
 
     @property
     def tower_tokens(self) -> int:
-        """Tokens of all views together, padding included."""
+        """Tokens that the tower makes of an image: of all views together, padding included; of a guide of its own, too."""
+        if self.guide_grid is not None:
+            return len(self.slots) + (self.guide_grid[0] * self.guide_grid[1] if self.guide_pass else 0)
         crops = self.grid[0] * self.grid[1]
         return (self.views - crops) * self.thumbnail_tokens + crops * self.tokens
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in tokens of the stitched crops, padding left out."""
+        (rows, cols), (height, width) = self.grid, self.token_grid
+        stitched = self.valid.view(rows, cols, height, width).transpose(1, 2).reshape(rows * height, cols * width)
+        return int(stitched.any(1).sum()), int(stitched.any(0).sum())
 
     @property
     def line_count(self) -> int:

@@ -245,7 +245,8 @@ def check_thumbnail_weight(weight: float, exact: bool) -> None:
 
 def _with_batch_axis(views: Views) -> Views:
     lifted = copy.copy(views)  # checked already
-    for name in ("scores", "features", "thumbnail_scores", "guidance", "layer_scores", "keys", "cls", "crop_features"):
+    names = ("scores", "features", "thumbnail_scores", "guidance", "layer_scores", "keys", "cls", "crop_features")
+    for name in (*names, "guide_scores"):
         tensor = getattr(views, name)
         object.__setattr__(lifted, name, None if tensor is None else tensor[None])
     return lifted
@@ -266,7 +267,7 @@ def all_finite(views: Views) -> Tensor:
 def require_finite(views: Views) -> None:
     """Raise `DataError` for values that are not finite, padding aside."""
     for name, tensor in _values(views):
-        wrong = ~tensor.isfinite() & (True if name == "thumbnail_scores" else views.valid_mask)
+        wrong = ~tensor.isfinite() & (True if name in ("thumbnail_scores", "guide_scores") else views.valid_mask)
         if wrong.any():
             raise DataError(
                 f"{name} must be finite, got {int(wrong.sum())} NaN or infinite values. "
@@ -275,5 +276,5 @@ def require_finite(views: Views) -> None:
 
 
 def _values(views: Views) -> list[tuple[str, Tensor]]:
-    named = [("scores", views.scores), ("thumbnail_scores", views.thumbnail_scores), ("guidance", views.guidance)]
-    return [(name, tensor) for name, tensor in named if tensor is not None]
+    names = ("scores", "thumbnail_scores", "guidance", "guide_scores")
+    return [(name, tensor) for name in names if (tensor := getattr(views, name)) is not None]

@@ -38,6 +38,9 @@ class Views:
             `token_grid`.
         guidance: float (crops, tokens), for views without a thumbnail to keep: what a commander thinks of every crop
             token. Of a video, where crops are frames: how little the token resembles the pooled clip.
+        guide_scores: float (guide tokens,), row-major: saliency of a small view of the image that commands in the thumbnail's
+            place and is not kept. The image has no thumbnail then, and its crops are windows of one view.
+        guide_grid: (height, width) of the guide's tokens.
         layer_scores: float (layers, 1 + crops, tokens), thumbnail first: scores read in further layers of the tower, in
             the order of `Method.layers`.
         keys: float (1 + crops, tokens, dim), thumbnail first: the attention keys of the layer that `scores` were read
@@ -64,6 +67,8 @@ class Views:
     keys: Tensor | None = None
     cls: Tensor | None = None
     crop_features: Tensor | None = None
+    guide_scores: Tensor | None = None
+    guide_grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         scores = self.scores
@@ -78,14 +83,30 @@ class Views:
         cure = "A thumbnail with tokens of its own needs thumbnail_grid=(height, width)."
         _check("thumbnail_scores", self.thumbnail_scores, (*batch, self.thumbnail_tokens), "float", cure)
         _check("guidance", self.guidance, (*batch, crops, tokens), "float")
-        if self.guidance is not None and self.thumbnail_scores is not None:
-            raise InputError("guidance must be None where thumbnail_scores guide, got both. Give one of them.")
+        self._check_commander()
         _check("valid", self.valid, (crops, tokens), "bool")
         _check("lines", self.lines, (crops, tokens), "int")
         self._check_further()
         if self.score_type not in SCORE_TYPES:
             raise InputError(f"score_type must be one of {', '.join(SCORE_TYPES)}, got {self.score_type!r}.")
         self._check_lines()
+
+    def _check_commander(self) -> None:
+        """One at most commands: the thumbnail, guidance, or a guide."""
+        given = [n for n in ("thumbnail_scores", "guidance", "guide_scores") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise InputError(f"{given[1]} must be None where {given[0]} guide, got both. Give one of them.")
+        if (self.guide_scores is None) != (self.guide_grid is None):
+            raise InputError(
+                f"guide_scores and guide_grid must be given together, got {describe(self.guide_scores)} and "
+                f"{self.guide_grid!r}."
+            )
+        if self.guide_grid is not None:
+            if not _is_size(self.guide_grid):
+                raise InputError(f"guide_grid must be (height, width) in tokens, got {self.guide_grid!r}.")
+            object.__setattr__(self, "guide_grid", (int(self.guide_grid[0]), int(self.guide_grid[1])))
+            tokens = self.guide_grid[0] * self.guide_grid[1]
+            _check("guide_scores", self.guide_scores, (*self.scores.shape[:-2], tokens), "float")
 
     def _fill_grids(self) -> None:
         """Replace the grids by pairs of integers, defaults filled in."""
@@ -155,8 +176,8 @@ class Views:
 
         Args:
             layout: What the images share.
-            thumbnail: Scores (batch, tokens) of the thumbnail, or of what stands in its place; not used where the layout
-                has no thumbnail.
+            thumbnail: Scores (batch, tokens) of the thumbnail or of the guide, or of what stands in their place; not used
+                where the layout has neither.
             crops: Scores (batch, crops, tokens).
             score_type: What the scores are.
             features: See `Views`.
@@ -181,7 +202,16 @@ class Views:
             keys=keys,
             cls=cls_features,
             crop_features=crop_features,
+            guide_scores=None if layout.guide_grid is None else thumbnail,
+            guide_grid=layout.guide_grid,
         )
+
+    @property
+    def commander(self) -> tuple[Tensor, tuple[int, int]] | None:
+        """Scores (..., tokens) and (height, width) of the view that commands: thumbnail or guide. None without one."""
+        if self.guide_scores is not None:
+            return self.guide_scores, self.guide_grid  # type: ignore[return-value]
+        return None if self.thumbnail_scores is None else (self.thumbnail_scores, self.thumbnail_grid)  # type: ignore[return-value]
 
     @property
     def crops(self) -> int:

@@ -58,15 +58,15 @@ class Memory:
     attention_mask: Tensor
     """int (batch, short)."""
     position_ids: Tensor
-    """int (batch, short): positions that the language model reads."""
+    """int (batch, short) or (axes, batch, short): positions that the language model reads."""
     dropped: Tensor
     """int (batch,): real tokens dropped from each prompt."""
     original_positions: bool
+    """Whether kept tokens have the positions of the full prompt."""
     last: Tensor
-    """(batch, 1): the position after which new tokens are numbered."""
+    """(batch, 1) or (axes, batch, 1): the position after which new tokens are numbered."""
     ends: Tensor
     """bool (batch,), on the host: whether the prompt's last token stayed."""
-    """Whether kept tokens have the positions of the full prompt."""
     unknown: int = 0
     """How many ids at the start are not known. They were in the cache of a direct call."""
     samples: Tensor | None = None
@@ -102,9 +102,9 @@ class Memory:
             "attention_mask": torch.cat([self.attention_mask.to(tail), tail], 1),
         }
         if places is not None:
-            call["position_ids"] = torch.cat([self.position_ids, self._shifted(places[:, self.length :])], 1)
+            call["position_ids"] = torch.cat([self.position_ids, self._shifted(places[..., self.length :])], -1)
         elif self.original_positions:
-            call["position_ids"] = torch.cat([self.position_ids, self.last + tail.cumsum(1)], 1)
+            call["position_ids"] = torch.cat([self.position_ids, self.last + tail.cumsum(1)], -1)
         return call
 
     def continued_step(self, call: dict[str, Any], cached: int) -> dict[str, Any]:
@@ -139,6 +139,9 @@ class Memory:
 
     def _shifted(self, places: Tensor) -> Tensor:
         """Map the caller's positions of tokens after the prompt to positions after the short prompt."""
+        if self.position_ids.ndim == 3:  # transformers puts a row that numbers text before them, for masks alone
+            axes = len(self.position_ids)
+            return places[-axes:] if places.ndim == 3 else places.expand(axes, *self.last.shape[1:-1], -1)
         return places if self.original_positions else places - self.dropped.to(places)[:, None]
 
 
@@ -194,6 +197,39 @@ def memory_of_call(
         ends=(end == stayed)[:, 0],
         unknown=unknown,
         samples=samples,
+    )
+
+
+def memory_with_axes(
+    prompt: ShortPrompt, positions: Tensor, mask: Tensor | None, length: int, unknown: int = 0
+) -> Memory:
+    """Make the memory of a shortened call whose tokens keep three-dimensional positions.
+
+    New tokens are numbered from the prompt's last real token, as `generate` does. In some videos, others lie later in time.
+
+    Args:
+        prompt: The shortened prompt.
+        positions: Of the full prompt, (axes, batch, length).
+        mask: The caller's mask, (batch, length), or None.
+        length: Length of the caller's prompt.
+        unknown: See `Memory`.
+    """
+    present = torch.ones(len(prompt.index), length, dtype=torch.int64) if mask is None else mask
+    end = torch.where(present.bool(), torch.arange(length), -1).amax(1, keepdim=True)
+    stayed = torch.where(prompt.real, prompt.index, -1).amax(1, keepdim=True)
+    short = prompt.gather(positions, 0)
+    trailing = prompt.placed & ~prompt.real  # numbered as the caller's is
+    short = torch.where(trailing, positions.gather(-1, prompt.index.expand_as(short)), short)
+    return Memory(
+        length=length,
+        prompt=prompt,
+        attention_mask=prompt.gather(present, 0),
+        position_ids=short,
+        dropped=present.bool().sum(1) - prompt.real.sum(1),
+        original_positions=True,
+        last=positions.gather(-1, end.clamp(min=0).expand(len(positions), -1, -1)),
+        ends=(end == stayed)[:, 0],
+        unknown=unknown,
     )
 
 

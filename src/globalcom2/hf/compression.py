@@ -21,6 +21,7 @@ from globalcom2.hf.active import Short, active
 from globalcom2.hf.budgets import Batch, chosen_groups, ratios_of_content, ratios_of_sizes, refuse_static
 from globalcom2.hf.config import CompressionConfig
 from globalcom2.hf.inside_calls import Leaving, check_call, inside_model
+from globalcom2.hf.native import check_settings, with_axes
 from globalcom2.hf.report import Clock, ImageReport, Report
 from globalcom2.hf.saliency import Saliency
 from globalcom2.hf.shortening import Rewriting, choose, project, read_prompt, rewrite
@@ -49,6 +50,7 @@ def compress(
     newlines: str | None = None,
     thumbnail_weight: float | None = None,
     positions: str | None = None,
+    guide: str | None = None,
     thumbnail_order: str | None = None,
     logits: str | None = None,
     inside: str | None = None,
@@ -88,8 +90,12 @@ def compress(
         newlines: "counted", "from_2", "from_3" ..., "all" or "none", see `select`. Default: "from_3"; "all" with
             `exact=False`.
         thumbnail_weight: The thumbnail's ratio over `retention_ratio`, see `select`. Default: 1.0.
-        positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt.
-            Default: "closed".
+        positions: "closed" numbers the short prompt without gaps; "original" keeps the numbers of the full prompt, which
+            matters to who asks for places, boxes or points. Default: "original" in families that number visual tokens by time,
+            row and column (M-RoPE) and take nothing else; "closed" in all others.
+        guide: What commands in families whose images keep their resolution and have no thumbnail. "pooled": a small map of
+            the image's own scores. "thumbnail": the image at a third of its size, read in the same pass of the tower, which
+            then reads a ninth more. Default: "pooled".
         thumbnail_order: "raster", or "score" for best first as in the published code. Default: "raster".
         logits: Of a direct call. "short": logits (batch, short, vocabulary) of the shortened prompt. "full": logits at the
             caller's own places, (batch, long, vocabulary), to be paired with the caller's own labels. A dropped place
@@ -132,6 +138,7 @@ def compress(
         "newlines": newlines,
         "thumbnail_weight": thumbnail_weight,
         "positions": positions,
+        "guide": guide,
         "thumbnail_order": thumbnail_order,
         "logits": logits,
         "inside": inside,
@@ -211,8 +218,9 @@ class Compression:
 
     def __init__(self, model: torch.nn.Module, settings: CompressionConfig, choose: Choose | None = None):
         self.target = patching.unwrap(model)
-        self.adapter: Adapter = load_adapter(self.target.config.model_type)
+        self.adapter: Adapter = load_adapter(self.target.config.model_type).guided(settings.guide)
         self.adapter.check(self.target.base_model)
+        check_settings(self.adapter, settings, self.target.config.model_type)
         videos = self.adapter.videos()
         self.adapters = {adapter.modality: adapter for adapter in (self.adapter, videos) if adapter is not None}
         self.settings = settings
@@ -293,6 +301,8 @@ class Compression:
         if self.drops is not None:
             check_call(model, call, direct=direct, cached=cached)
         given = read_prompt(call, direct=direct, cached=cached)
+        if self.adapter.three_dimensional:
+            given = with_axes(given, model, call, self.adapter)
         found = visuals_of_call(model, call, given.ids, list(self.adapters.values()))
         if any(bool(visuals.placeholder[:, :cached].any()) for visuals in found):
             return None  # the cache holds images already
@@ -319,7 +329,8 @@ class Compression:
         leaving = None if self.drops is None else Leaving(model, self.drops, found, chosen)
         entries = chosen.entries if leaving is None else leaving.entries()
         self._report = self._reported(in_prompt_order(found, entries), clock)
-        how = Rewriting(model, settings.positions == "original", direct, settings.logits == "full", clock)
+        original = self.adapter.three_dimensional or settings.positions == "original"
+        how = Rewriting(model, original, direct, settings.logits == "full", clock)
         short = rewrite(call, given, found, chosen, outputs, how)
         return short if leaving is None else leaving.mark(short, outputs, how)
 

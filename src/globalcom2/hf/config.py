@@ -26,6 +26,7 @@ from globalcom2.hf.served import check_served
 WORDS = {
     "score": SCORE_TYPES,
     "positions": ("closed", "original"),
+    "guide": ("pooled", "thumbnail"),
     "thumbnail_order": ("raster", "score"),
     "logits": ("short", "full"),
     "inside": INSIDE,
@@ -53,7 +54,8 @@ class CompressionConfig:
     layer: int | None = None
     newlines: str | None = None
     thumbnail_weight: float = 1.0
-    positions: str = "closed"
+    positions: str | None = None
+    guide: str | None = None
     thumbnail_order: str = "raster"
     logits: str = "short"
     inside: str | None = None

@@ -60,7 +60,8 @@ class Generate(Patch):
                 "positions must be 'closed' to generate from a prompt that ends with a dropped visual token, got "
                 "'original': new tokens would be numbered wrongly. End prompts with text, as chat templates do."
             )
-        if short.memory.original_positions and _setting(self.model, call, "use_cache") is False:
+        plain = short.memory.position_ids.ndim == 2
+        if plain and short.memory.original_positions and _setting(self.model, call, "use_cache") is False:
             raise InputError(
                 "use_cache must not be False with positions='original', got False: without a cache, transformers takes "
                 "gaps in positions for packed sequences. Use positions='closed'."

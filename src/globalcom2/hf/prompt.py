@@ -13,6 +13,7 @@ ALIGNED = {
     "labels": -100,
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
     "seq_idx": -1,
 }
 

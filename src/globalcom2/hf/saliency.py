@@ -121,17 +121,20 @@ class Saliency:
     def example(self) -> Views:
         """Views of a thumbnail and four crops of four tokens, all zero, with everything that the method reads."""
         zeros = torch.zeros(5, 4, 1)
+        guided = self.adapter.native
         return Views(
             zeros[1:, :, 0],
             None,
             (2, 2),
             zeros if "features" in self.wanted else None,
-            zeros[0, :, 0],
+            None if guided else zeros[0, :, 0],
             score_type=self.score,
             layer_scores=torch.zeros(len(self.layers), 5, 4) if self.layers else None,
             keys=zeros if "keys" in self.wanted else None,
             cls=zeros[:, 0] if "cls" in self.wanted else None,
             crop_features=zeros[1:] if "crop_features" in self.wanted else None,
+            guide_scores=zeros[0, :, 0] if guided else None,
+            guide_grid=(2, 2) if guided else None,
         )
 
     def encode(self, base: Any, visuals: Visuals) -> Encoded:
@@ -219,12 +222,8 @@ def _features(base: Any, encoded: Encoded) -> list[Tensor]:
 
 
 def _keys_of_tokens(base: Any, encoded: Encoded) -> Tensor:
-    """Keys, float (tokens, dim), of all views end to end. Each channel is mapped from patches to tokens as scores are."""
-    keys = torch.cat(encoded.keys)
-    channels = keys.movedim(-1, 0)
-    scored = encoded.visuals.adapter.scores(base, channels.flatten(0, 1))
-    tokens: Tensor = scored.unflatten(0, channels.shape[:2])
-    return tokens.movedim(0, -1).flatten(0, 1)
+    """Keys, float (tokens, dim), of all views end to end."""
+    return encoded.visuals.adapter.keys(base, encoded.keys, encoded.visuals.layouts)
 
 
 def _parts(tokens: Tensor, visuals: Visuals) -> list[tuple[Tensor, Tensor]]:
@@ -234,8 +233,14 @@ def _parts(tokens: Tensor, visuals: Visuals) -> list[tuple[Tensor, Tensor]]:
 
 
 def _by_view(tokens: Tensor, visuals: Visuals) -> list[Tensor]:
-    """Split (tokens, dim) in the tower's order into (1 + crops, tokens, dim) per image, thumbnail first."""
-    return [torch.cat([first[None], others]) for first, others in _parts(tokens, visuals)]
+    """Split (tokens, dim) in the tower's order into (1 + crops, tokens, dim) per image, thumbnail first.
+
+    Where a guide commands, which methods that compare views do not see, there are zeros.
+    """
+    return [
+        torch.cat([(first if layout.guide_grid is None else torch.zeros_like(others[0]))[None], others])
+        for (first, others), layout in zip(_parts(tokens, visuals), visuals.layouts, strict=True)
+    ]
 
 
 def _cls_by_view(cls: Tensor, visuals: Visuals) -> list[Tensor]:

@@ -14,7 +14,7 @@ from globalcom2.core.groups import Group, on_host
 from globalcom2.errors import InputError
 from globalcom2.hf.active import Short
 from globalcom2.hf.beams import SHORTENED
-from globalcom2.hf.cache import memory_of_call
+from globalcom2.hf.cache import Memory, memory_of_call, memory_with_axes
 from globalcom2.hf.logits import places_of_logits
 from globalcom2.hf.merging import kept_features
 from globalcom2.hf.packed import block_mask, caches, check_padding, cut_lengths
@@ -38,7 +38,7 @@ class Given:
     """(batch, length); -1 where only the cache knows."""
     mask: Tensor | None
     positions: Tensor | None
-    """(batch or 1, length)."""
+    """(batch or 1, length), or (axes, batch, length)."""
     cached: int
     """The first so many places are in a cache."""
     unknown: int
@@ -65,6 +65,8 @@ def read_prompt(call: dict[str, Any], *, direct: bool, cached: int) -> Given:
             if not unknown
             else f"attention_mask must cover the cache and the new tokens, {shape}, got {tuple(mask.shape)}."
         )
+    if positions is not None and positions.ndim == 3 and positions.shape[-1] == ids.shape[1]:
+        return Given(ids.cpu(), None if mask is None else mask.cpu(), positions, cached, unknown)  # refused later
     if positions is not None and (positions.ndim != 2 or positions.shape[1] != ids.shape[1]):
         raise InputError(
             f"position_ids must be (batch, {ids.shape[1]}), as long as input_ids, got {tuple(positions.shape)}."
@@ -136,9 +138,7 @@ def rewrite(
     read = {name for visuals in found for name in visuals.arguments}
     new = {name: value for name, value in call.items() if name not in read}
     device = call["input_ids"].device
-    remembered = memory_of_call(
-        chosen.prompt, given.positions, given.mask, given.length, how.original, unknown=given.unknown
-    )
+    remembered = _memory(given, chosen.prompt, how.original)
     own = chosen.prompt.after(given.unknown)
     if given.cached:
         check_padding(how.model, chosen.prompt)
@@ -160,7 +160,7 @@ def rewrite(
     new["input_ids"], new["attention_mask"] = prompt.input_ids, memory.prompt.attention_mask
     new.pop("position_ids", None)
     if how.original or how.direct or given.positions is not None:
-        new["position_ids"] = memory.position_ids[:, given.unknown :]
+        new["position_ids"] = memory.position_ids[..., given.unknown :]
     if given.mask is None and how.original:  # without a mask, transformers takes gaps in positions for packed samples
         new["attention_mask"] = memory.attention_mask
         if remembered.samples is not None:
@@ -171,6 +171,12 @@ def rewrite(
         setattr(output, SHORTENED, True)
     new["mm_encoder_outputs"] = outputs
     return Short(new, prompt, memory, how.clock, restore)
+
+
+def _memory(given: Given, prompt: ShortPrompt, original: bool) -> Memory:
+    if given.positions is not None and given.positions.ndim == 3:
+        return memory_with_axes(prompt, given.positions, given.mask, given.length, given.unknown)
+    return memory_of_call(prompt, given.positions, given.mask, given.length, original, unknown=given.unknown)
 
 
 def _cut_labels(new: dict[str, Any], prompt: ShortPrompt, found: list[Visuals], given: Given) -> None:

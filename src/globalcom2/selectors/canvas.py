@@ -1,4 +1,4 @@
-"""Where the crops' tokens lie on the image, and what of the thumbnail shows the same."""
+"""Where the crops' tokens lie on the image, and what of the thumbnail, or of a guide, shows the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Canvas:
 
     def __init__(self, views: Views):
         (self.rows, self.cols), (self.height, self.width) = views.grid, views.token_grid  # type: ignore[misc]
-        self.thumbnail_height, self.thumbnail_width = views.thumbnail_grid  # type: ignore[misc]
+        grid = views.thumbnail_grid if views.commander is None else views.commander[1]
+        self.thumbnail_height, self.thumbnail_width = grid  # type: ignore[misc]
         self.device = views.scores.device
         # Kept where the caller has it: on the CPU these reductions cost no synchronisation.
         valid = views.valid if views.valid is not None else torch.ones(views.crops, views.tokens, dtype=torch.bool)

@@ -56,7 +56,7 @@ def globalcom2(
     Long: arguments are checked, then the allocation that is asked for is followed.
 
     Args:
-        views: Images with a thumbnail, or videos with guidance.
+        views: Images with a thumbnail or a guide, or videos with guidance.
         retention_ratio: Fraction to keep, in (0, 1].
         allocation: How crops share the budget. "joint" puts the tokens of all crops into one order by worth. A token's worth
             is what its score is above the mean of its crop, plus what the thumbnail thinks of the crop's region, whatever
@@ -97,7 +97,7 @@ def globalcom2(
         raise InputError(f"crop_mass must be one of sum, mean, max, got {crop_mass!r}.")
     if regions not in ("overlap", "blocks"):
         raise InputError(f"regions must be one of overlap, blocks, got {regions!r}.")
-    if views.thumbnail_scores is None and views.guidance is None:
+    if views.commander is None and views.guidance is None:
         raise InputError(
             "thumbnail_scores must be given for method 'globalcom2', got None. Use 'uniform' without a thumbnail."
         )
@@ -118,7 +118,7 @@ def globalcom2(
     if views.valid_count == 0:
         return Ranking(thumbnail, views.scores, views.scores.new_zeros(views.scores.shape[:-1], dtype=torch.float64))
 
-    canvas = None if thumbnail is None else Canvas(views)
+    canvas = None if views.commander is None else Canvas(views)
     if allocation == "joint":
         seen = views.guidance if canvas is None else canvas.project(_map(views, torch.float64))
         own = 0 if thumbnail is None else views.thumbnail_tokens
@@ -157,7 +157,7 @@ def _allocation(allocation: str | None, views: Views, own_options: dict[str, dic
                 f"{names[0]} must be left out with allocation={allocation!r}, got {own_options[kind][names[0]]!r}. Use "
                 f"allocation={kind!r}{', which exact=False needs, too' if names[0] == 'regions' else ''}."
             )
-    if allocation == "attention" and (views.score_type not in LOGITS or views.thumbnail_scores is None):
+    if allocation == "attention" and (views.score_type not in LOGITS or views.commander is None):
         got = f"score_type {views.score_type!r}" if views.guidance is None else "a video's guidance"
         raise InputError(
             f"allocation='attention' needs a thumbnail and scores before the softmax ({' or '.join(LOGITS)}), got {got}. "
@@ -197,9 +197,9 @@ def _attention_density(views: Views, canvas: Canvas) -> Tensor:
     A crop's share of the attention is the mean of two: the thumbnail's, which sees what matters in the whole but no small
     print, and that of the crops themselves, which see the print. Equal weights for the two were chosen by hand.
     """
-    thumbnail: Tensor = views.thumbnail_scores  # type: ignore[assignment]
+    scores, grid = views.commander  # type: ignore[misc]
     rows, cols = canvas.overlaps()
-    seen = rows @ thumbnail.double().softmax(-1).unflatten(-1, views.thumbnail_grid) @ cols.T  # type: ignore[arg-type]
+    seen = rows @ scores.double().softmax(-1).unflatten(-1, grid) @ cols.T
     valid = views.valid_mask
     competing = views.scores.double().masked_fill(~valid, -torch.inf).flatten(-2).softmax(-1)
     share = (seen.flatten(-2) + competing.view(views.scores.shape).sum(-1)) / 2
@@ -223,16 +223,16 @@ def _by_thumbnail(views: Views, canvas: Canvas, crop_mass: str, regions: str) ->
     """Mass of every crop, (batch, crops), from its region of the thumbnail."""
     weights = canvas.overlaps() if regions == "overlap" else canvas.blocks()
     # Softmaxed scores sum to one in a view of any resolution, others grow with it.
-    tokens = views.thumbnail_tokens if views.score_type in ("attention", "received") else PAPER_TOKENS
+    scores, _ = views.commander  # type: ignore[misc]
+    tokens = scores.shape[-1] if views.score_type in ("attention", "received") else PAPER_TOKENS
     mass = _mass(_map(views).double(), *weights, crop_mass, tokens if regions == "overlap" else None)
     return mass.masked_fill(~views.valid_mask.any(-1), -torch.inf) if regions == "overlap" else mass
 
 
 def _map(views: Views, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The thumbnail's scores, (batch, height, width). The published code has single precision."""
-    thumbnail: Tensor = views.thumbnail_scores.to(dtype)  # type: ignore[union-attr]
-    unflattened: Tensor = thumbnail.unflatten(-1, views.thumbnail_grid)  # type: ignore[arg-type]
-    return unflattened
+    """The commander's scores, (batch, height, width). The published code has single precision."""
+    scores, grid = views.commander  # type: ignore[misc]
+    return scores.to(dtype).unflatten(-1, grid)  # type: ignore[no-any-return]
 
 
 def _mass(thumbnail_map: Tensor, rows: Tensor, cols: Tensor, how: str, per_area_of: int | None) -> Tensor:
