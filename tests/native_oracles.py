@@ -48,32 +48,35 @@ def rotary(seen: dict[str, Any]) -> Tensor:
     return places[-3:]
 
 
-@torch.no_grad()
-def cut_logits(model: Any, one: Any, keep: Tensor, answer: Tensor, closed: bool = False) -> Tensor:
+def cut_logits(
+    model: Any, one: Any, keep: Tensor, answer: Tensor, closed: bool = False, everywhere: bool = False
+) -> Tensor:
     """Logits (tokens, vocabulary) with which each token of `answer` (tokens,) follows a prompt without what is dropped.
 
     `one` is one prompt without padding and `keep` (length,) its places that stay, at their own positions, or numbered
     anew if `closed`. All tokens are read in one pass, so nothing here knows of caches or of the way to a next position.
+    If `everywhere`, logits (kept places and answer but its last, vocabulary).
     """
     seen = language_inputs(model, one)
-    places = rotary(seen)
-    steps = torch.arange(1, len(answer)).expand(*places.shape[:-1], -1)
+    places, more = rotary(seen), len(answer) - 1
+    steps = torch.arange(1, 1 + more).expand(*places.shape[:-1], -1)
     places = torch.cat([places[..., keep], places[..., -1:] + steps], -1)
     if closed:
         places = torch.arange(places.shape[-1])[None]
-    answered = model.get_input_embeddings()(answer[None, :-1])
-    call: dict[str, Any] = {"inputs_embeds": torch.cat([seen["inputs_embeds"][:, keep], answered], 1)}
+    call: dict[str, Any] = {}
     if seen.get("visual_pos_masks") is not None:
         visual = seen["visual_pos_masks"]
-        call["visual_pos_masks"] = torch.cat([visual[:, keep], visual.new_zeros(1, len(answer) - 1)], 1)
+        call["visual_pos_masks"] = torch.cat([visual[:, keep], visual.new_zeros(1, more)], 1)
         call["deepstack_visual_embeds"] = [level[keep[visual[0]]] for level in seen["deepstack_visual_embeds"]]
     for name in ("mm_token_type_ids", "moe_mm_token_type_ids"):
         if seen.get(name) is not None:
-            call[name] = torch.cat([seen[name][:, keep], seen[name].new_zeros(1, len(answer) - 1)], 1)
+            call[name] = torch.cat([seen[name][:, keep], seen[name].new_zeros(1, more)], 1)
+    embeds = torch.cat([seen["inputs_embeds"][:, keep], model.get_input_embeddings()(answer[None, :more])], 1)
     # Without a mask, gaps in plain positions would be taken for the ends of packed sequences.
-    call["attention_mask"] = torch.ones(1, places.shape[-1], dtype=torch.long)
-    hidden = model.base_model.language_model(input_ids=None, position_ids=places, use_cache=False, **call)[0]
-    logits: Tensor = model.lm_head(hidden[0, -len(answer) :])
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+    read = {"inputs_embeds": embeds, "position_ids": places, "attention_mask": mask, "use_cache": False}
+    hidden = model.base_model.language_model(input_ids=None, **read, **call)[0]
+    logits: Tensor = model.lm_head(hidden[0] if everywhere else hidden[0, -len(answer) :])
     return logits
 
 

@@ -1,0 +1,163 @@
+"""Images that keep their resolution under what `generate` and direct calls offer, in every family."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from families.native import NATIVE
+from globalcom2 import compress
+from globalcom2.hf.cache import CACHE
+from native_cases import GREEDY, IMAGES_OF_ROWS, LOGITS, NEW, PICTURES, PLAIN, case_of, grown, left_clean, words
+from native_oracles import RECURRENT, cut_logits, follows, holed, keep_of
+
+RATIO = 0.2
+STOCK_BEAMS_ARE_WRONG = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
+"""With several images in a prompt: transformers 5.24 hands a beam another prompt's image."""
+
+
+@pytest.fixture(params=NATIVE)
+def case(request):
+    with left_clean(case_of(request.param)) as case:
+        yield case
+
+
+def compressed(case, **options):
+    """The answers (batch, new tokens) of the batch, its first logits, and what was kept."""
+    with compress(case.model, RATIO) as compression:
+        out = case.model.generate(**case.batch, **LOGITS, **options)
+        keep = keep_of(case.model, case.batch, compression.report)
+    return out.sequences[:, case.length :], out.logits[0], keep
+
+
+def test_beams_and_several_returns(case):
+    """Against the unpatched model on each prompt by itself; where that fits none, against the prompt by itself."""
+    model, beams = case.model, {**GREEDY, "num_beams": 3, "num_return_sequences": 2}
+    with compress(model, RATIO) as compression:
+        ours = model.generate(**case.batch, **beams)
+        keep = keep_of(model, case.batch, compression.report)
+    assert torch.equal(ours[:, : case.length], case.batch["input_ids"].repeat_interleave(2, 0))
+    for row, one in enumerate(case.rows):
+        several = len(IMAGES_OF_ROWS[row]) > 1
+        if case.name in RECURRENT or (several and case.name in STOCK_BEAMS_ARE_WRONG):
+            with compress(model, RATIO):
+                theirs = model.generate(**one, **beams)
+        else:
+            call = holed(model, one, case.real(keep, row)[None], closed=case.name in PLAIN)
+            theirs = model.generate(**call, **beams)
+        assert torch.equal(ours[2 * row : 2 * row + 2, -NEW:], theirs[:, -NEW:])
+
+
+def test_sampling_with_a_seed(case):
+    model, options = case.model, {"max_new_tokens": 5, "do_sample": True, "num_return_sequences": 2, "temperature": 2.0}
+    torch.manual_seed(5)
+    with compress(model, RATIO) as compression:
+        ours = model.generate(**case.batch, **options)
+        keep = keep_of(model, case.batch, compression.report)
+    torch.manual_seed(5)
+    if case.name in RECURRENT or case.name in STOCK_BEAMS_ARE_WRONG:  # returns are expanded as beams are
+        twice = {"text": [t for t in words(case.tiny.tag) for _ in range(2)], "images": doubled()}
+        with compress(model, RATIO):
+            inputs = case.tiny.inputs(twice["text"], twice["images"])
+            theirs = model.generate(**inputs, **{**options, "num_return_sequences": 1})
+    else:
+        theirs = model.generate(**holed(model, case.batch, keep, closed=case.name in PLAIN), **options)
+    assert torch.equal(ours, theirs)
+
+
+def doubled():
+    return [image for images in IMAGES_OF_ROWS for _ in range(2) for image in images]
+
+
+def test_ways_through_generate_that_answer_alike(case):
+    """Static caches, prefill in chunks, no cache, no mask, ids as a positional argument."""
+    model, batch = case.model, case.batch
+    answers, _, _ = compressed(case)
+    ways = [{"cache_implementation": "static", "disable_compile": True}, {"prefill_chunk_size": 16}]
+    ways += [] if case.name == "ernie4_5_vl_moe" else [{"use_cache": False}]  # fails in the unpatched model, too
+    with compress(model, RATIO):
+        for way in ways:
+            assert torch.equal(model.generate(**batch, **GREEDY, **way)[:, case.length :], answers), way
+        bare = {k: v for k, v in case.rows[1].items() if k not in ("attention_mask", "input_ids")}
+        assert torch.equal(model.generate(case.rows[1]["input_ids"], **bare, **GREEDY)[0, -NEW:], answers[1])
+
+
+def test_a_second_turn_on_the_cache(case):
+    """Equal to one pass over the whole conversation, though another call came between and left its own positions."""
+    model = case.model
+    more = torch.randint(3, 180, (4, 5), generator=torch.Generator().manual_seed(4))
+    with compress(model, RATIO) as compression:
+        first = model.generate(**case.batch, **LOGITS)
+        keep = keep_of(model, case.batch, compression.report)
+        whole = grown(case.batch, torch.cat([first.sequences, more], 1))
+        text = {k: v for k, v in whole.items() if not k.startswith(("pixel_values", "image_"))}
+        with compress(model, 1.0):
+            model.generate(**case.rows[0], max_new_tokens=1)
+        second = model.generate(**text, **LOGITS, **{CACHE: first[CACHE]})
+    answers = second.sequences[:, whole["input_ids"].shape[1] :]
+    assert torch.equal(second.sequences[:, : whole["input_ids"].shape[1]], whole["input_ids"])
+    keep = torch.cat([keep, keep.new_ones(4, NEW + 5)], 1)
+    real = torch.cat([case.batch["attention_mask"].bool(), keep.new_ones(4, NEW + 5)], 1)
+    with torch.no_grad():
+        for row, one in enumerate(case.rows):
+            conversation = grown(one, whole["input_ids"][row][real[row]][None])
+            expected = cut_logits(model, conversation, keep[row][real[row]], answers[row], case.name in PLAIN)
+            torch.testing.assert_close(torch.stack(second.logits, 1)[row], expected, atol=case.tolerance, rtol=0)
+            assert follows(expected, answers[row], case.suppressed)
+
+
+def test_direct_calls_token_by_token(case):
+    """A cache of one's own, filled by a direct call with two images and continued by direct calls."""
+    model, one = case.model, case.rows[1]
+    answers, _, _ = compressed(case)
+    steps = {"moe_mm_token_type_ids": torch.zeros(1, 1, dtype=torch.long)} if "moe_mm_token_type_ids" in one else {}
+    with compress(model, RATIO), torch.no_grad():
+        out, got = model(**one, use_cache=True), []
+        for _ in range(4):
+            scores = out.logits[:, -1].clone()
+            scores[:, case.suppressed] = -torch.inf
+            got.append(scores.argmax(-1))
+            out = model(input_ids=got[-1][None], use_cache=True, **{CACHE: out[CACHE]}, **steps)
+    assert torch.equal(torch.cat(got), answers[1, :4])
+
+
+def test_right_padding_in_a_direct_call(case):
+    """Padding keeps its place, counted from the end."""
+    tokenizer = case.tiny.processor.tokenizer
+    _, first, keep = compressed(case)
+    tokenizer.padding_side = "right"
+    try:
+        inputs = case.tiny.inputs(words(case.tiny.tag), PICTURES)
+    finally:
+        tokenizer.padding_side = "left"
+    right = (inputs["attention_mask"] == 0).sum(1)
+    with compress(case.model, RATIO), torch.no_grad():
+        logits = case.model(**inputs).logits
+    assert logits.shape[1] == max(int(case.real(keep, row).sum()) + int(right[row]) for row in range(4))
+    torch.testing.assert_close(logits[range(4), -1 - right], first, atol=case.tolerance, rtol=0)
+
+
+def test_labels_and_gradients(case):
+    """The loss of the same embeddings cut by hand, and its gradients in the tower and in the head."""
+    model, one = case.model, case.rows[1]
+    labels = one["input_ids"].masked_fill(one["input_ids"] == model.config.image_token_id, -100)
+    with compress(model, RATIO) as compression:
+        ours = model(**one, labels=labels).loss
+        keep = keep_of(model, one, compression.report)[0]
+    logits = cut_logits(model, one, keep, one["input_ids"][0, -1:], case.name in PLAIN, everywhere=True)
+    theirs = torch.nn.functional.cross_entropy(logits[:-1], labels[0, keep][1:])
+    torch.testing.assert_close(ours, theirs, atol=case.tolerance, rtol=0)
+    named = dict(model.named_parameters())
+    towers = ("visual.", "vision_tower.")
+    weights = [model.lm_head.weight, *(v for k, v in named.items() if any(t in k for t in towers) and "attn" in k)]
+    mine, by_hand = (torch.autograd.grad(loss, weights, allow_unused=True) for loss in (ours, theirs))
+    assert sum(g is not None and g.abs().sum() > 0 for g in by_hand) > 2
+    for got, expected in zip(mine, by_hand, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(got, expected, atol=1e-4 * float(expected.abs().max()) + 1e-5, rtol=1e-2)
+
+
+def test_a_cache_of_the_callers(case):
+    answers, _, _ = compressed(case)
+    cache = DynamicCache(config=case.model.config.get_text_config())
+    with compress(case.model, RATIO):
+        assert torch.equal(case.model.generate(**case.batch, **GREEDY, **{CACHE: cache})[:, case.length :], answers)
