@@ -151,7 +151,7 @@ class Adapter(ABC):
         Each channel is mapped from patches to tokens as scores are.
         """
         channels = torch.cat(keys).movedim(-1, 0)
-        tokens = self.scores(base, channels.flatten(0, 1)).unflatten(0, channels.shape[:2])
+        tokens: Tensor = self.scores(base, channels.flatten(0, 1)).unflatten(0, channels.shape[:2])
         return tokens.movedim(0, -1).flatten(0, 1)
 
     def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -166,6 +166,10 @@ class Adapter(ABC):
     def arrange(self, views: Tensor, layout: Layout) -> Tensor:
         """Put the thumbnail first in values of one image's views, (views, tokens, ...) in the tower's order."""
         return views
+
+    def segments(self, base: Any, layouts: list[Layout]) -> list[int] | None:
+        """Lengths of the views in a tower that reads all of them as one sequence, told apart by a mask; None in all others."""
+        return None
 
     def guidance(self, base: Any, encoded: Any, layouts: list[Layout]) -> list[Tensor] | None:
         """Per video, its `Views.guidance`; None for images, which thumbnails guide."""

@@ -8,8 +8,6 @@ image's own scores. A guide of kind "thumbnail" is the image at a third of its s
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
-from math import ceil
 from typing import Any
 
 import torch
@@ -20,50 +18,11 @@ from globalcom2.adapters.base import Adapter, gather, repeat_rows
 from globalcom2.adapters.layers import layer_of
 from globalcom2.adapters.patches import image_of, patches_of, shrunk
 from globalcom2.adapters.tagged import Size, block_means
+from globalcom2.adapters.windows import windows
 from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError, UnsupportedModelError, unknown_name
 
-WINDOW = 14
-"""Tokens on a side of a window, at most."""
-SHRINK = 3
-"""Sides of an image over sides of its guide."""
 GUIDES = ("pooled", "thumbnail")
-
-
-def guide_size(height: int, width: int) -> Size:
-    """Height and width in tokens of the guide of an image of that many tokens."""
-    return max(1, round(height / SHRINK)), max(1, round(width / SHRINK))
-
-
-@lru_cache(maxsize=4096)
-def windows(height: int, width: int, guide: str = "pooled") -> Layout:
-    """The layout of an image of that many tokens.
-
-    Args:
-        height: Rows of tokens.
-        width: Columns of tokens.
-        guide: "pooled" or "thumbnail".
-
-    Returns:
-        Windows of one size, those at the bottom and at the right padded.
-    """
-    tile_h, tile_w = (ceil(side / ceil(side / WINDOW)) for side in (height, width))
-    rows, cols = ceil(height / tile_h), ceil(width / tile_w)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    window = y // tile_h * cols + x // tile_w
-    slots = (window * tile_h * tile_w + y % tile_h * tile_w + x % tile_w).flatten()
-    valid = torch.zeros(rows * cols * tile_h * tile_w, dtype=torch.bool)
-    valid[slots] = True
-    return Layout(
-        grid=(rows, cols),
-        token_grid=(tile_h, tile_w),
-        valid=valid.view(rows * cols, -1),
-        lines=None,
-        slots=slots,
-        thumbnail=False,
-        guide_grid=guide_size(height, width),
-        guide_pass=guide == "thumbnail",
-    )
 
 
 class NativeAdapter(Adapter):
@@ -107,6 +66,9 @@ class NativeAdapter(Adapter):
 
     def default_layer(self, base: Any) -> int:  # noqa: D102
         return -1
+
+    def videos(self) -> Adapter | None:  # noqa: D102
+        return RefusedVideos()
 
     # -- sizes
 
@@ -187,16 +149,18 @@ class NativeAdapter(Adapter):
 
     def _of_tokens(self, base: Any, patches: Tensor, layouts: list[Layout]) -> Tensor:
         """From values of patches (patches, dim), as the tower reads them, to those of tokens (tokens, dim)."""
-        m = self.merge(base)
-        sizes = [layout.size for layout in layouts]
-        if self.guide == "thumbnail":
-            sizes += [layout.guide_grid for layout in layouts]  # type: ignore[misc]
+        m, sizes = self.merge(base), self.view_sizes(layouts)
         views = self.in_order(base, patches, sizes).split([h * w * m * m for h, w in sizes])
         if self.row_by_row:
             tokens = [block_means(view.T, m, size).T for view, size in zip(views, sizes, strict=True)]
         else:
             tokens = [view.unflatten(0, (-1, m * m)).mean(1) for view in views]
         return torch.cat(self.in_pairs(tokens))
+
+    def view_sizes(self, layouts: list[Layout]) -> list[Size]:
+        """Height and width in tokens of what the tower reads: all images, then all guides that have a pass of their own."""
+        sizes = [layout.size for layout in layouts]
+        return sizes + [layout.guide_grid for layout in layouts if layout.guide_pass]  # type: ignore[misc]
 
     def in_order(self, base: Any, patches: Tensor, sizes: list[Size]) -> Tensor:
         """Values of patches in the order of the pixels, for towers that change it.
@@ -244,69 +208,23 @@ class NativeAdapter(Adapter):
         return repeated
 
 
-class RotaryAdapter(NativeAdapter):
-    """Families whose language model numbers tokens by time, row and column (M-RoPE)."""
+class RefusedVideos(Adapter):
+    """Stands for the videos of a family that are not compressed: a compressed call with one is refused."""
 
-    three_dimensional = True
+    modality = "video"
+    pixels = "pixel_values_videos"
 
-    def positions(self, base: Any, call: dict[str, Any]) -> Tensor | None:
-        """Positions (3, batch, long) of the full prompt, on the host. The model's own memory of positions is left alone.
-
-        Raises:
-            InputError: No `mm_token_type_ids`, or such as do not fit prompts and images.
-        """
-        ids, mask, types = call["input_ids"], call.get("attention_mask"), call.get("mm_token_type_ids")
-        if types is None or types.shape != ids.shape:
-            got = None if types is None else tuple(types.shape)
-            raise InputError(
-                f"mm_token_type_ids must be given with the shape of input_ids {tuple(ids.shape)}, since positions follow from "
-                f"it, got {got}. Pass everything the processor returned, and a column of zeros for each token added since."
-            )
-        types = types.cpu()
-        shown = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        if bool((((types == 1) != (ids == base.config.image_token_id)) & shown).any()):
-            raise InputError(
-                "mm_token_type_ids must be 1 where input_ids have an image placeholder and nowhere else, got others. Pass "
-                "both as the processor returned them."
-            )
-        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        more = {n: x.cpu() if isinstance(x, Tensor) else x for n in names if (x := call.get(n)) is not None}
-        try:
-            found, _ = base.get_rope_index(ids, mm_token_type_ids=types, attention_mask=mask, **more)
-        except Exception as error:  # whatever the model's own code raises where a prompt and its sizes do not fit
-            raise InputError(
-                f"input_ids and {' and '.join(more)} must fit together for positions, got a prompt that "
-                f"{type(base).__name__}.get_rope_index refuses ({type(error).__name__}: {error}). Images that follow one "
-                "another without a token between them are among the causes."
-            ) from error
-        return found  # type: ignore[no-any-return]
-
-
-class WindowedTower(NativeAdapter):
-    """Towers most of whose layers see windows of their own, and that read blocks of patches window by window."""
-
-    def full_layers(self, base: Any) -> list[int]:
-        """Layers that see the whole image, from 0."""
-        return [int(layer) for layer in base.config.vision_config.fullatt_block_indexes]
-
-    def default_layer(self, base: Any) -> int:
-        """The last layer that sees the whole image."""
-        return max(self.full_layers(base)) - len(self.attentions(base))
+    def check(self, base: Any) -> None:
+        """Nothing to check."""
 
     def attention(self, base: Any, layer: int) -> nn.Module:  # noqa: D102
-        module, full = super().attention(base, layer), self.full_layers(base)
-        if layer % len(self.attentions(base)) not in full:
-            raise UnsupportedModelError(
-                f"layer must be one that sees the whole image ({', '.join(map(str, full))}) for this vision tower, got "
-                f"{layer}: every window of the others has a softmax of its own."
-            )
-        return module
+        raise UnsupportedModelError(f"{self.pixels} must be left out, got videos: this family's are not compressed.")
 
-    def in_order(self, base: Any, patches: Tensor, sizes: list[Size]) -> Tensor:  # noqa: D102
-        from transformers.vision_utils import get_vision_window_index  # noqa: PLC0415 - newer transformers alone
+    def layouts(self, base: Any, call: dict[str, Any]) -> list[Layout]:  # noqa: D102
+        raise InputError(
+            f"{self.pixels} must not be given in a compressed call of {base.config.model_type}, got videos: those of this "
+            "family are not compressed. Leave the block for them."
+        )
 
-        vision, m = base.config.vision_config, self.merge(base)
-        grid = torch.tensor([[1, h * m, w * m] for h, w in sizes])
-        index, _ = get_vision_window_index(grid, m, vision.window_size, vision.patch_size)
-        blocks = patches.unflatten(0, (-1, m * m))
-        return blocks[index.argsort().to(patches.device)].flatten(0, 1)
+    def tower_features(self, base: Any, encoded: Any) -> Tensor:  # noqa: D102
+        raise NotImplementedError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from globalcom2.adapters.native import RotaryAdapter, WindowedTower
+from globalcom2.adapters.rotary import RotaryAdapter
+from globalcom2.adapters.windowed import WindowedTower
 
 
 class QwenVLAdapter(RotaryAdapter):

@@ -166,6 +166,18 @@ def mean_keys(query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> T
     return key.float().mean(1)
 
 
+def in_segments(read: Reader, lengths: list[int] | None) -> Reader:
+    """`read` in a tower whose one sequence has views of these lengths end to end, told apart by its mask; None: as it is."""
+
+    def rows(query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> Tensor:
+        if lengths is None or query.shape[2] != sum(lengths):  # a flash kernel's views come one by one
+            return read(query, key, mask, scaling)
+        views = zip(query.split(lengths, 2), key.split(lengths, 2), strict=True)
+        return torch.cat([read(*view, None, scaling) for view in views], 1)
+
+    return rows
+
+
 def reader(score: str, cls_index: int | None) -> Reader:
     """What to read for a score type (any but "similarity") in a tower with [CLS] at `cls_index`.
 

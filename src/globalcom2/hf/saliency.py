@@ -140,7 +140,8 @@ class Saliency:
     def encode(self, base: Any, visuals: Visuals) -> Encoded:
         """Run the tower once and read what is wanted."""
         adapter = visuals.adapter
-        attention, read = self.attention(base), tap.reader(self.score, adapter.cls_index)
+        attention = self.attention(base)
+        read = tap.in_segments(tap.reader(self.score, adapter.cls_index), adapter.segments(base, visuals.layouts))
         further = [tap.Recording(module, read) for module in self._further(base)]
         keys = tap.Recording(self._keyed(base), tap.mean_keys)
         with tap.record(attention, read, *further, keys) as recording, tap.outputs_of(self._tower(base)) as outputs:
