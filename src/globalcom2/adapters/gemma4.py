@@ -24,14 +24,11 @@ class Gemma4Adapter(NativeAdapter):
     """Adapter of `gemma4`, whose tower averages 3 x 3 patches."""
 
     row_by_row = True
+    channels_last = True
     grid_name = "image_position_ids"
 
     def merge(self, base: Any) -> int:  # noqa: D102
         return int(base.config.vision_config.pooling_kernel_size)
-
-    def side(self, base: Any) -> int:
-        """px on a side of a patch."""
-        return int(base.config.vision_config.patch_size)
 
     def attentions(self, base: Any) -> list[nn.Module]:  # noqa: D102
         return [layer.self_attn for layer in base.vision_tower.encoder.layers]

@@ -35,6 +35,8 @@ class NativeAdapter(Adapter):
     """Whether a pooled map of the image's own scores commands, or a "thumbnail" of its own."""
     row_by_row = False
     """Whether patches come row by row. Else blocks that make a token come one after another."""
+    channels_last = False
+    """Whether the values of a patch have the channels of each pixel together. Else they come channel by channel."""
     grid_name = "image_grid_thw"
 
     def check(self, base: Any) -> None:
@@ -52,6 +54,10 @@ class NativeAdapter(Adapter):
     def merge(self, base: Any) -> int:
         """Patches on a side of a token."""
         return int(base.config.vision_config.spatial_merge_size)
+
+    def side(self, base: Any) -> int:
+        """px on a side of a patch."""
+        return int(base.config.vision_config.patch_size)
 
     def tower(self, base: Any) -> nn.Module:
         """The vision tower."""
@@ -117,7 +123,7 @@ class NativeAdapter(Adapter):
     def with_guides(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> dict[str, Any]:
         """A call of the encoder with the guides of all images after the images themselves."""
         pixels, grids, m = arguments[self.pixels], arguments[self.grid_name], self.merge(base)
-        side, block = base.config.vision_config.patch_size, 1 if self.row_by_row else m
+        side, block = self.side(base), 1 if self.row_by_row else m
         images = [(layout.size[0] * m, layout.size[1] * m) for layout in layouts]
         guides = [(height * m, width * m) for height, width in (layout.guide_grid for layout in layouts)]  # type: ignore[misc]
         own = pixels.split([h * w for h, w in images])

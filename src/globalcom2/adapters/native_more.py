@@ -1,6 +1,6 @@
 """More families whose images keep their resolution, each a few lines away from one that is there.
 
-Positions are plain in all of them but `cosmos3_edge`, and blocks of patches come one after another where nothing else is said.
+Positions are plain where nothing else is said, and blocks of patches come one after another.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from globalcom2.adapters.tagged import Size
 from globalcom2.adapters.windowed import WindowedTower
 from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError, UnsupportedModelError
+
+
+class QwenKinAdapter(RotaryAdapter):
+    """Adapter of `cohere_compass`, `cosmos3_omni` and `qwen4_exp`, which are built as Qwen3-VL and Qwen3.5 are: M-RoPE."""
 
 
 class Glm5NextAdapter(NativeAdapter):
@@ -131,11 +135,13 @@ class MuseGlimmerAdapter(WindowedTower):
 class Cosmos3EdgeAdapter(RotaryAdapter):
     """Adapter of `cosmos3_edge`: M-RoPE, a SigLIP 2 tower, and patches whose values end with the channel."""
 
+    channels_last = True
+
     def attentions(self, base: Any) -> list[nn.Module]:  # noqa: D102
         return [layer.self_attn for layer in base.visual.encoder.layers]
 
     def with_guides(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> dict[str, Any]:  # noqa: D102
-        side = base.config.vision_config.patch_size
+        side = self.side(base)
         first = {**arguments, self.pixels: channels_first(arguments[self.pixels], side)}
         both = super().with_guides(base, first, layouts)
         return {**both, self.pixels: channels_last(both[self.pixels], side)}
@@ -150,6 +156,9 @@ class LightOnOcrAdapter(Mistral3Adapter):
         if given is not None:
             call = {**call, self.grid_name: [[int(side) // token * token for side in size] for size in given]}
         return super().grids(base, call)
+
+    def default_layer(self, base: Any) -> int:  # noqa: D102
+        return -1
 
     def attention(self, base: Any, layer: int) -> nn.Module:  # noqa: D102
         raise UnsupportedModelError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from globalcom2.core.layout import Layout
+from globalcom2.hf.rebuilding import Rebuilding
 
 
 class Pixels:
@@ -23,14 +24,22 @@ class Pixels:
         rows: Row of the batch for each.
         prompts: Rows of the batch.
         index: Which of the images this one is.
+        rebuilding: How the picture is made of patches, for an image that keeps its resolution.
     """
 
     def __init__(
-        self, given: Any, layouts: Sequence[Layout] = (), rows: Sequence[int] = (), prompts: int = 0, index: int = 0
+        self,
+        given: Any,
+        layouts: Sequence[Layout] = (),
+        rows: Sequence[int] = (),
+        prompts: int = 0,
+        index: int = 0,
+        rebuilding: Rebuilding | None = None,
     ):
         self._given = weakref.ref(given) if isinstance(given, Tensor) else None
         self._version = _version(given)
         self._layouts, self._rows, self._prompts, self._index = layouts, rows, prompts, index
+        self._rebuilding = rebuilding
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Pixels, (None,)
@@ -38,10 +47,11 @@ class Pixels:
     def views(self) -> Tensor | None:
         """The image's views, float (views, 3, height, width), the thumbnail first, on their device.
 
-        None where the tensor is gone or was written into, or where it does not hold one picture per view.
+        None where the tensor is gone or was written into, or where it does not hold one picture per view, as of an image
+        that keeps its resolution.
         """
-        given = None if self._given is None else self._given()
-        if given is None or _version(given) != self._version or given.ndim not in (4, 5) or given.shape[-3] != 3:
+        given = self._present()
+        if given is None or self._rebuilding is not None or given.ndim not in (4, 5) or given.shape[-3] != 3:
             return None
         layout = self._layouts[self._index]
         start = self._start(given)
@@ -53,6 +63,21 @@ class Pixels:
         # The tower's order is that of the prompt, which begins with the thumbnail or ends with it.
         last = layout.thumbnail and len(layout.slots) > 0 and int(layout.slots[0]) != 0
         return views.roll(1, 0) if last else views
+
+    def picture(self) -> Tensor | None:
+        """The whole image as the tower saw it, float (3, height, width), for one that keeps its resolution.
+
+        None for any other, and where the tensor is gone, was written into, or has a form of its own.
+        """
+        given = self._present()
+        if given is None or self._rebuilding is None:
+            return None
+        return self._rebuilding.picture(given.detach(), self._layouts, self._index)
+
+    def _present(self) -> Tensor | None:
+        """The caller's tensor, unless it is gone or was written into."""
+        given = None if self._given is None else self._given()
+        return given if given is not None and _version(given) == self._version else None
 
     def _start(self, given: Tensor) -> int | None:
         """Where the image's views begin in the pixels, counted in views. None if that cannot be told."""

@@ -10,7 +10,6 @@ import torch
 from globalcom2.adapters.base import Adapter
 from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep
-from globalcom2.hf.pixels import Pixels
 from globalcom2.hf.report import ImageReport
 from globalcom2.hf.visuals import Visuals, in_prompt_order, visuals_of_call
 
@@ -37,7 +36,6 @@ def unshortened_entries(model: Any, call: dict[str, Any], adapters: Iterable[Ada
 
 
 def _entries(visuals: Visuals) -> list[ImageReport]:
-    prompts = len(visuals.placeholder)
     return [
         ImageReport(
             row,
@@ -46,7 +44,7 @@ def _entries(visuals: Visuals) -> list[ImageReport]:
             None,
             torch.ones(len(layout.slots), dtype=torch.bool),
             visuals.adapter.modality,
-            pixels=Pixels(visuals.pixels, visuals.layouts, visuals.rows, prompts, n),
+            pixels=visuals.pixels_of(n),
         )
         for n, (row, layout) in enumerate(zip(visuals.rows, visuals.layouts, strict=True))
     ]

@@ -16,6 +16,7 @@ from globalcom2.core.layout import Layout
 from globalcom2.core.selection import Keep
 from globalcom2.errors import InputError
 from globalcom2.hf.pixels import Pixels
+from globalcom2.hf.rebuilding import Rebuilding, rebuilding_of
 from globalcom2.hf.report import ImageReport
 
 EntryT = TypeVar("EntryT")
@@ -35,11 +36,17 @@ class Visuals:
     """Row of the batch for each."""
     pixels: Any = None
     """What the tower reads, as the caller gave it."""
+    rebuilding: Rebuilding | None = None
+    """How the images' pictures are made of `pixels`, where these are patches."""
 
     @property
     def lengths(self) -> list[int]:
         """Number of placeholders of each."""
         return [len(layout.slots) for layout in self.layouts]
+
+    def pixels_of(self, index: int) -> Pixels:
+        """What the tower saw of one of them, held weakly."""
+        return Pixels(self.pixels, self.layouts, self.rows, len(self.placeholder), index, self.rebuilding)
 
     def shown(self, mask: Tensor | None) -> tuple[Tensor, ...] | None:
         """Places of each that the caller's mask does not hide, bool (placeholders,). None without a mask."""
@@ -66,7 +73,8 @@ def visuals_of_call(model: Any, call: dict[str, Any], ids: Tensor, adapters: Seq
         placeholder = ids == getattr(model.config, f"{adapter.modality}_token_id")
         rows = _rows(placeholder, layouts, adapter.modality)
         arguments = adapter.encode_arguments(model.base_model, call)
-        found.append(Visuals(adapter, arguments, layouts, placeholder, rows, call[adapter.pixels]))
+        rebuilding = rebuilding_of(adapter, model.base_model)
+        found.append(Visuals(adapter, arguments, layouts, placeholder, rows, call[adapter.pixels], rebuilding))
     if found and call.get("pixel_values_videos") is not None and all(v.adapter.modality != "video" for v in found):
         raise InputError(
             "pixel_values_videos must not come with images in a compressed call of this family, got both. Ask about "
@@ -107,7 +115,7 @@ def entries_of(groups: list[Group], visuals: Visuals, mask: Tensor | None) -> li
                 visuals.adapter.modality,
                 group.views.scores[n].detach(),
                 retention_ratio=group.ratio,
-                pixels=Pixels(visuals.pixels, visuals.layouts, visuals.rows, len(visuals.placeholder), i),
+                pixels=visuals.pixels_of(i),
             )
     return [entries[i] for i in range(len(visuals.layouts))]
 
