@@ -23,8 +23,8 @@ def native_inputs(tiny):
     return tiny.inputs([f"what {tiny.tag} is", f"{tiny.tag} or{tiny.tag}?"], PICTURES)
 
 
-def on_gpu(inputs):
-    return {name: value.to("cuda") if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+def on_gpu(inputs, dtype=torch.float32):
+    return {name: x.to("cuda", dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
 
 
 def is_captured(masks, *shapes):
@@ -111,7 +111,7 @@ def test_native_families_in_bfloat16(family):
     """Totals follow from sizes, whatever rounding makes of scores."""
     tiny = NATIVE[family]()
     model = tiny.model.to("cuda", torch.bfloat16)
-    inputs = on_gpu(native_inputs(tiny))
+    inputs = on_gpu(native_inputs(tiny), torch.bfloat16)
     with torch.no_grad(), compress(model, 0.1) as compression:
         out = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
     assert [entry.tokens_after for entry in compression.report] == [27, 3, 8]
