@@ -136,7 +136,8 @@ def test_every_family(family):
 
 
 def test_no_supported_family_is_left_out():
-    assert set(list_models()) == set(FAMILIES)
+    """Those whose images keep their resolution are counted in test_native_costs.py."""
+    assert {name for name in list_models() if not load_adapter(name).native} == set(FAMILIES)
 
 
 def eager(config, model):

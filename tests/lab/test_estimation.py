@@ -12,14 +12,8 @@ from counting import skip_before_5_24
 from families import FAMILIES
 from globalcom2 import InputError, UnsupportedModelError, compress, estimate
 from globalcom2.lab.costs import projector_flops
-from globalcom2.lab.estimates import (
-    estimate_costs,
-    named_configs,
-    needs_processor,
-    paper_megabytes,
-    parse_size,
-    weight_bytes,
-)
+from globalcom2.lab.cutting import needs_processor
+from globalcom2.lab.estimates import estimate_costs, named_configs, paper_megabytes, parse_size, weight_bytes
 from tiny import picture
 
 RATIOS = [1.0, 0.75, 0.5, 0.25, 0.1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,13 +20,28 @@ RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
 def estimate(
     model: Annotated[
-        str, typer.Option(help="llava-next-7b, llava-next-13b, mini, a folder with config.json, or a name on the hub.")
+        str,
+        typer.Option(
+            help="llava-next-7b, llava-next-13b, qwen2.5-vl-7b, qwen3-vl-8b, mini, a folder with config.json, or a name on "
+            "the hub."
+        ),
     ] = "llava-next-7b",
     image: Annotated[str, typer.Option(help="Size of the image, WIDTHxHEIGHT in px.")] = "672x672",
     retention: Retentions = None,
     max_visual_tokens: MaxTokens = None,
     convention: Annotated[str, typer.Option(help="ours, or paper: what the paper's tables count.")] = "ours",
     text_tokens: TextTokens = 40,
+    min_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Smallest area in px that an image is read at, where it keeps its resolution."),
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Its largest area in px.")] = None,
+    longest_edge: Annotated[int | None, typer.Option(min=1, help="Its longest edge in px, for mistral3.")] = None,
+    max_patches: Annotated[int | None, typer.Option(min=1, help="Its most patches, for kimi_k25.")] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(help="pooled, or thumbnail, which the tower reads, too; where images keep their resolution."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -34,20 +50,36 @@ def estimate(
     --max-visual-tokens tells the ratio that a limit in tokens comes to for an image of that size.
 
     Where the processor decides how an image is cut, its files are read too, of a folder or from the hub.
+
+    Images that keep their resolution (Qwen-VL, GLM-V) are read within limits of the processor: those of its file, or as
+    published where there is none. Flags set others.
     """
     limits = read_counts("--max-visual-tokens", max_visual_tokens, ())
     ratios = read_ratios(retention, (1.0,) if limits else RATIOS)
     if limits and convention == "paper":
         raise InputError("--max-visual-tokens must be left out with --convention paper, which counts no newlines.")
     with notes.status("Loading torch and transformers"):
-        from globalcom2.hf.loading import load_config, load_processor  # noqa: PLC0415
         from globalcom2.lab import estimates as lab  # noqa: PLC0415
 
     size = lab.parse_size(image)
-    named = lab.named_configs()
-    config = named.get(model) or load_config(model, named)
-    cutter = load_processor(model) if lab.needs_processor(config) else None
-    costs = partial(lab.estimate_costs, config, size, ratios, text_tokens=text_tokens, processor=cutter, limits=limits)
+    config, processor = lab.opened(model)
+    named = {
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "longest_edge": longest_edge,
+        "max_patches": max_patches,
+    }
+    costs = partial(
+        lab.estimate_costs,
+        config,
+        size,
+        ratios,
+        text_tokens=text_tokens,
+        processor=processor,
+        limits=limits,
+        size_limits={name: value for name, value in named.items() if value is not None},
+        guide=guide,
+    )
     rows = costs(convention=convention)
     result: dict[str, Any] = {"model": model, "image": image, "convention": convention, "rows": rows}
     if convention == "paper":
@@ -60,8 +92,7 @@ def estimate(
 
 
 def _print_estimate(result: dict[str, Any]) -> None:
-    paper, rows, ours = result["convention"] == "paper", result["rows"], result.get("ours", result["rows"])
-    wholes = [row["total_flops"] + row.get("left_out_flops", 0) for row in rows]
+    paper, rows = result["convention"] == "paper", result["rows"]
     unit, size = flops_unit(min(row["prefill_flops"] for row in rows))
 
     def flops(value: int) -> str:
@@ -71,23 +102,11 @@ def _print_estimate(result: dict[str, Any]) -> None:
         f"{result['model']}, {result['image']} image, 16-bit weights {filesize.decimal(result['weight_bytes'])}; {unit}"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ["ratio", "tokens", "prefill", "KV MB" if paper else "KV MiB", "whole", "share"]
-    if paper:
-        columns += ["ours", "whole", "share"]
-    else:
-        token_unit, token_size = flops_unit(min(row["decode_flops"] for row in rows))
-        columns += ["speed-up", f"{token_unit}/token"]
+    columns, lines = _in_papers_units(result, flops) if paper else _in_ours(rows, flops)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for row, own, whole in zip(rows, ours, wholes, strict=True):
-        cache = f"{row['kv_cache_mb_as_printed']:g}" if paper else _mebibytes(row["kv_cache_bytes"])
-        cells = [f"{row['retention_ratio']:.4g}", str(row["visual_tokens"]), flops(row["prefill_flops"]), cache]
-        cells += [flops(whole), f"{row['share_of_whole']:.1%}"]
-        if paper:
-            cells += [str(own["visual_tokens"]), flops(own["total_flops"]), f"{own['share_of_whole']:.1%}"]
-        else:
-            cells += [f"{row['speedup']:.2f}x", f"{row['decode_flops'] / token_size:.2f}"]
-        table.add_row(*cells)
+    for line in lines:
+        table.add_row(*line)
     console = figures_console()
     console.print(table)
     if paper:
@@ -96,13 +115,66 @@ def _print_estimate(result: dict[str, Any]) -> None:
             f"tower and no projector ({flops(rows[0]['left_out_flops'])} {unit} at every ratio, added in 'whole'). From "
             "'ours' on, columns count the real prompt."
         )
-    else:
-        fewer = len({row["projector_flops"] for row in rows}) > 1
-        console.print(
-            f"'whole' adds the vision tower ({flops(rows[0]['tower_flops'])}) and the projector"
-            f"{' on the tokens that stay' if fewer else ''}. "
-            "'speed-up' of the first token leaves out masked attention, which sdpa and flash kernels skip."
-        )
+        return
+    fewer = len({row["projector_flops"] for row in rows}) > 1 and "read_as" not in rows[0]
+    console.print(
+        f"'whole' adds the vision tower ({flops(rows[-1]['tower_flops'])}) and the projector"
+        f"{' on the tokens that stay' if fewer else ''}. "
+        "'speed-up' of the first token leaves out masked attention, which sdpa and flash kernels skip."
+    )
+    if "read_as" in rows[0]:
+        console.print(_reading(rows[-1]))
+
+
+def _in_papers_units(result: dict[str, Any], flops: Callable[[int], str]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the paper's figures beside ours."""
+    lines = []
+    for row, own in zip(result["rows"], result["ours"], strict=True):
+        whole = row["total_flops"] + row["left_out_flops"]
+        cells = [
+            *_first(row, flops, f"{row['kv_cache_mb_as_printed']:g}"),
+            flops(whole),
+            _percent(row["share_of_whole"]),
+        ]
+        cells += [str(own["visual_tokens"]), flops(own["total_flops"]), _percent(own["share_of_whole"])]
+        lines.append(cells)
+    return ["ratio", "tokens", "prefill", "KV MB", "whole", "share", "ours", "whole", "share"], lines
+
+
+def _in_ours(rows: list[dict[str, Any]], flops: Callable[[int], str]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the real prompt; with the tower's part where images keep their resolution."""
+    unit, size = flops_unit(min(row["decode_flops"] for row in rows))
+    native, lines = "read_as" in rows[0], []
+    for row in rows:
+        cells = [*_first(row, flops, _mebibytes(row["kv_cache_bytes"])), flops(row["total_flops"])]
+        cells += [_percent(row["tower_share"])] if native else []
+        cells += [_percent(row["share_of_whole"]), f"{row['speedup']:.2f}x"]
+        cells += [] if native else [f"{row['decode_flops'] / size:.2f}"]
+        lines.append(cells)
+    last = ["tower", "share", "speed-up"] if native else ["share", "speed-up", f"{unit}/token"]
+    return ["ratio", "tokens", "prefill", "KV MiB", "whole", *last], lines
+
+
+def _first(row: dict[str, Any], flops: Callable[[int], str], cache: str) -> list[str]:
+    return [f"{row['retention_ratio']:.4g}", str(row["visual_tokens"]), flops(row["prefill_flops"]), cache]
+
+
+def _reading(row: dict[str, Any]) -> str:
+    """How a native image is read, and what its tower takes."""
+    height, width = row["token_grid"]
+    by_source: dict[str, list[str]] = {}
+    for name, source in row["size_limits_from"].items():
+        by_source.setdefault(source, []).append(f"{name} {row['size_limits'][name]}")
+    limits = "; ".join(f"{', '.join(named)} ({source})" for source, named in by_source.items())
+    guide = ", the guide's pass with it" if row["guide"] == "thumbnail" and row["retention_ratio"] < 1 else ""
+    return (
+        f"Read as {row['read_as']} px, {width} x {height} tokens. Limits: {limits}. 'tower' is the part "
+        f"of 'whole' that tower and merger take{guide}: no ratio makes it less work."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
 
 
 def _mebibytes(size: int) -> str:

@@ -34,6 +34,8 @@ def call_prefill_flops(config: Any, tokens: int, visual: int = 0, drops: Drops |
     text = config.get_text_config()
     by_layer = tokens_by_layer(text, tokens, visual, drops)
     total = prefill_flops(text, by_layer, by_layer[-1] if config.model_type in ALL_LOGITS else 1)
+    words = tokens - visual
+    total += sum(2 * layer.visual * (own - words) for layer, own in _each(text, by_layer))
     return total + (0 if drops is None else ranking_flops(text, by_layer, drops))
 
 
@@ -91,6 +93,7 @@ def _layer_flops(layer: DecoderLayer, queries: int, keys: int) -> int:
     channels, taps = layer.convolution
     padded = queries + taps - 1 if queries > 1 else 0  # on the left; one token is added up
     total = 2 * queries * layer.weights + 4 * queries * keys * layer.attention + 2 * channels * taps * padded
+    total += 2 * keys * layer.expansion
     return total + (layer.recurrence.flops(queries) if layer.recurrence else 0)
 
 

@@ -50,6 +50,10 @@ class DecoderLayer:
     convolution: tuple[int, int] = (0, 0)
     """Channels and taps of a convolution along the prompt."""
     recurrence: DeltaRule | None = None
+    expansion: int = 0
+    """Weights that each cached token is multiplied with once more, where the cache holds keys and values in short form."""
+    visual: int = 0
+    """Weights that a visual token is multiplied with beyond those of a text token; less than 0 for fewer."""
 
 
 def decoder_layers(config: Any) -> list[DecoderLayer]:
@@ -143,28 +147,78 @@ def _lfm2(config: Any, number: int) -> DecoderLayer:
 
 
 def _qwen3_5(config: Any, number: int) -> DecoderLayer:
+    return _with_mlp(config, _mixer(config, number), config.intermediate_size)
+
+
+def _qwen3_5_moe(config: Any, number: int) -> DecoderLayer:
+    wide = config.num_experts_per_tok * config.moe_intermediate_size + config.shared_expert_intermediate_size
+    return _with_mlp(config, _mixer(config, number), wide, config.num_experts + 1)  # and what gates the shared expert
+
+
+def _mixer(config: Any, number: int) -> dict[str, Any]:
+    """Fields of a layer of Qwen3.5: gated attention, or the gated delta rule."""
     if config.layer_types[number] != "linear_attention":
         heads, _, head_dim = heads_of(config)
-        return _with_mlp(config, _attention(config, number, gates=heads * head_dim), config.intermediate_size)
+        return _attention(config, number, gates=heads * head_dim)
     keys, values = config.linear_key_head_dim, config.linear_value_head_dim
     heads = config.linear_num_value_heads
     channels = 2 * config.linear_num_key_heads * keys + heads * values
-    layer = {
+    return {
         "weights": config.hidden_size * (channels + 2 * heads * values + 2 * heads),  # z and the output; b and a
         "state": heads * keys * values + channels * config.linear_conv_kernel_dim,
         "convolution": (channels, config.linear_conv_kernel_dim),
         "recurrence": DeltaRule(heads, keys, values),
     }
-    return _with_mlp(config, layer, config.intermediate_size)
 
 
-PLAIN = ("llama", "mistral", "qwen2", "qwen3", "cohere", "cohere2", "granite", "granite4_vision_text")
+def _routed(config: Any, number: int, layer: dict[str, Any]) -> DecoderLayer:
+    """A layer of GLM's or DeepSeek's: the first ones are dense, the others have experts, some of them shared."""
+    if number < config.first_k_dense_replace:
+        return _with_mlp(config, layer, config.intermediate_size)
+    wide = (config.num_experts_per_tok + config.n_shared_experts) * config.moe_intermediate_size
+    return _with_mlp(config, layer, wide, config.n_routed_experts)
+
+
+def _glm4v_moe(config: Any, number: int) -> DecoderLayer:
+    return _routed(config, number, _attention(config, number))
+
+
+def _deepseek_v3(config: Any, number: int) -> DecoderLayer:
+    d, heads, values = config.hidden_size, config.num_attention_heads, config.v_head_dim
+    keys = config.qk_nope_head_dim + config.qk_rope_head_dim
+    short, queries = config.kv_lora_rank, config.q_lora_rank
+    weights = d * heads * keys if queries is None else queries * (d + heads * keys)
+    layer = {
+        "weights": weights + d * (short + config.qk_rope_head_dim) + heads * values * d,
+        "expansion": short * heads * (config.qk_nope_head_dim + values),
+        "attention": heads * (keys + values) // 2,
+        "cache": short + config.qk_rope_head_dim,
+    }
+    return _routed(config, number, layer)
+
+
+def _ernie4_5_vl_moe(config: Any, number: int) -> DecoderLayer:
+    layer = _attention(config, number)
+    if config.mlp_layer_types[number] != "sparse":
+        return _with_mlp(config, layer, config.intermediate_size)
+    text, visual = config.moe_intermediate_size  # each kind of token has experts of its own
+    active, shared = config.num_experts_per_tok, config.moe_num_shared_experts
+    layer["visual"] = 3 * config.hidden_size * active * (visual - text)
+    return _with_mlp(config, layer, (active + shared) * text, config.num_experts)
+
+
+PLAIN: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "cohere", "cohere2", "granite", "granite4_vision_text")
+PLAIN += ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text", "glm_ocr_text", "paddleocr_vl_text")
 READERS: dict[str, Callable[[Any, int], DecoderLayer]] = {
     **dict.fromkeys(PLAIN, _plain),
-    "qwen3_moe": _qwen3_moe,
+    **dict.fromkeys(("qwen3_moe", "qwen3_vl_moe_text"), _qwen3_moe),
     "llama4_text": _llama4,
     "step3p5": _step3p7,
     "lfm2": _lfm2,
     "qwen3_5_text": _qwen3_5,
+    "qwen3_5_moe_text": _qwen3_5_moe,
+    "glm4v_moe_text": _glm4v_moe,
+    "deepseek_v3": _deepseek_v3,
+    "ernie4_5_vl_moe_text": _ernie4_5_vl_moe,
 }
 """By `model_type` of the language model's configuration."""

@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig
 
 from globalcom2.adapters.base import Adapter
 from globalcom2.adapters.families import load_adapter
 from globalcom2.core.budget import LIMITS, check_ratio
-from globalcom2.core.layout import Layout, kept_places
+from globalcom2.core.layout import kept_places
 from globalcom2.core.limits import check_limit, limited_ratio
 from globalcom2.errors import InputError, unknown_name
 from globalcom2.hf.inside import Drops
-from globalcom2.hf.loading import load_config, load_processor
+from globalcom2.hf.loading import load_config
 from globalcom2.lab import costs
-from globalcom2.lab.chat import question_inputs
+from globalcom2.lab.cutting import Cut, cut, cutter, empty_model
+from globalcom2.lab.geometries import named_configs as named_configs  # others have it from here
+from globalcom2.lab.geometries import native_configs
 from globalcom2.lab.images import check_size
-from globalcom2.lab.vision_costs import VisionCost, padded_length, projector_flops_of, vision_cost
+from globalcom2.lab.vision_costs import VisionCost, projector_flops_of, vision_cost
 
 CONVENTIONS = ("ours", "paper")
-
-
-def named_configs() -> dict[str, Any]:
-    """Configurations that need no download: LLaVA-NeXT 7B and 13B, which the paper measured, and two small ones for a CPU."""
-
-    def llama(width: int, wide: int, layers: int, heads: int) -> LlamaConfig:
-        return LlamaConfig(
-            vocab_size=32064,
-            hidden_size=width,
-            intermediate_size=wide,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=8192,
-        )
-
-    small_tower = {
-        "model_type": "clip_vision_model",
-        "hidden_size": 384,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 6,
-        "image_size": 336,
-        "patch_size": 14,
-    }
-    return {
-        "llava-next-13b": LlavaNextConfig(text_config=llama(5120, 13824, 40, 40)),
-        "llava-next-7b": LlavaNextConfig(text_config=llama(4096, 11008, 32, 32)),
-        "llava-next-500m": LlavaNextConfig(text_config=llama(768, 2048, 12, 12)),
-        "llava-next-86m": LlavaNextConfig(text_config=llama(512, 1376, 8, 8), vision_config=small_tower),
-    }
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -86,12 +53,24 @@ def estimate(
     """
     config = getattr(model, "config", model)
     if isinstance(model, str):
-        named = named_configs()
-        config = named.get(model) or load_config(model, named)
-        if needs_processor(config) and "processor" not in more:
-            more["processor"] = load_processor(model)
+        config, own = opened(model)
+        more = {"processor": own, **more}
     size = parse_size(image) if isinstance(image, str) else image
     return estimate_costs(config, size, list(ratios), **more)
+
+
+def opened(model: str) -> tuple[Any, Any]:
+    """The configuration of a name that `globalcom2 estimate --model` takes, and what `estimate_costs` takes as `processor`.
+
+    Raises:
+        InputError, UnsupportedModelError: As `load_config` and `cutter` do.
+    """
+    known = {**named_configs(), **native_configs()}
+    config = known.get(model)
+    if config is not None:
+        return config, None
+    config = load_config(model, known)
+    return config, cutter(model, config)
 
 
 def estimate_costs(
@@ -105,6 +84,8 @@ def estimate_costs(
     processor: Any = None,
     limits: Sequence[int] = (),
     drops: Drops | None = None,
+    size_limits: Mapping[str, int] | None = None,
+    guide: str | None = None,
 ) -> list[dict[str, Any]]:
     """What one prompt with one image costs, one row per ratio, then one per limit in tokens.
 
@@ -115,16 +96,23 @@ def estimate_costs(
         convention: "ours": the real prompt, `text_tokens` and newlines included, with tower and projector; matrix
             products only. "paper": what the paper's tables count: ratio x all tokens of the views, no text, no tower,
             no projector; element-wise work included (`prefill_flops_llm_viewer`), cache in the paper's units.
-        text_tokens: Length of the prompt without its image; tags between views count as text.
+        text_tokens: Length of the prompt without its image; tags between views count as text. Those between the rows of a
+            native image (mistral3) are added.
         bytes_per_value: 2 for float16 and bfloat16.
-        processor: The model's processor, for families in which it decides how an image is cut. The LLaVA line needs none.
+        processor: The model's processor, for families in which it decides how an image is cut. The LLaVA line needs none,
+            nor do native families, which take its limits where it is given: it, or the settings in its file.
         limits: Values of `max_visual_tokens`; only in our convention. A row has the ratio that the limit comes to.
         drops: When visual tokens leave inside the language model, in every row; None where none do. Ours only.
+        size_limits: Of native families, what the processor keeps an image's size within, by name: `min_pixels` and
+            `max_pixels`, `longest_edge`, or `max_patches`. Default: the processor's own, else the published ones.
+        guide: Of native families, "pooled" or "thumbnail", which the tower reads, too. Default: the family's.
 
     Returns:
         Rows with the keys of `globalcom2 estimate --json`. `share_of_whole` is of tower, projector and prefill at ratio
         1; in the paper's convention the tower and the projector, which it leaves out, are added for it. `speedup` (ours
         only) is what these operations allow, less `masked_flops`, which kernels skip: eager attention does not.
+        `tower_share` (ours only) is the part of the row's operations that tower and projector do. Native families' rows
+        have `read_as` (WIDTHxHEIGHT in px that the tower reads), `token_grid` [height, width], the limits and the guide.
 
     Raises:
         InputError: An unknown convention, a ratio or a limit out of range, or no processor where one is needed.
@@ -139,7 +127,12 @@ def estimate_costs(
             "max_visual_tokens must be left out in the paper's convention, which counts no newlines, got one."
         )
     check_size(*image)
-    cost = _Cost.of(config, image, processor)
+    cost = _Cost.of(config, cut(config, image, processor, size_limits, guide))
+    if convention == "paper" and cost.cut.native is not None:
+        raise InputError(
+            f"convention must be 'ours' for {config.model_type}, got 'paper': the paper counts tokens of tiles and of a "
+            "thumbnail, and these images have none."
+        )
 
     def row(ratio: float) -> dict[str, Any]:
         return (
@@ -150,7 +143,7 @@ def estimate_costs(
 
     whole = cost.as_in_the_paper(1.0) if convention == "paper" else cost.of_call(1.0, text_tokens, bytes_per_value)
     full, rows = whole, [row(ratio) for ratio in ratios]
-    rows += [{**row(limited_ratio(limit, cost.layout)), LIMITS[0]: limit} for limit in limits]
+    rows += [{**row(limited_ratio(limit, cost.cut.layout)), LIMITS[0]: limit} for limit in limits]
     for made in rows:
         made["share_of_whole"] = _whole(made) / _whole(full)
         if convention == "ours":
@@ -163,51 +156,23 @@ def _whole(row: dict[str, Any]) -> int:
     return int(row["total_flops"] + row.get("left_out_flops", 0))
 
 
-def needs_processor(config: Any) -> bool:
-    """Whether a processor decides how the family's images are cut, and the configuration does not tell."""
-    return type(load_adapter(config.model_type)).layout is Adapter.layout
-
-
-def _cut(config: Any, image: tuple[int, int], processor: Any) -> tuple[Layout, int | None]:
-    """The layout of an image of (width, height) px, and the length that its views are padded to, if they are."""
-    adapter = load_adapter(config.model_type)
-    if not needs_processor(config):
-        return adapter.layout(config, image[1], image[0]), None
-    if processor is None:
-        raise InputError(
-            f"a processor must be given for {config.model_type}, whose configuration does not tell how an image is cut, got "
-            "none. Give a folder with the processor's files, or a name on the hub."
-        )
-    call = _call(config, image, processor)
-    base = _empty_model(config).base_model
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a plain picture has no grid; costs are the same in any
-        (layout,) = adapter.layouts(base, call)
-    return layout, padded_length(call)
-
-
-def _call(config: Any, image: tuple[int, int], processor: Any) -> dict[str, Any]:
-    """What the processor makes of a picture of that size; nothing of what it shows counts."""
-    shown = Image.linear_gradient("L").resize(image).convert("RGB")
-    if getattr(processor, "chat_template", None) is None and config.model_type == "got_ocr2":
-        return dict(processor(images=shown, return_tensors="pt"))  # it asks its one question by itself
-    return question_inputs(config, processor, shown, "?")
-
-
 @dataclass(frozen=True)
 class _Cost:
     """What is alike at all ratios of one image."""
 
     config: Any
     adapter: Adapter
-    layout: Layout
+    cut: Cut
     vision: VisionCost
+    """Where the image is compressed."""
+    plain: VisionCost
+    """Where it is not."""
 
     @classmethod
-    def of(cls, config: Any, image: tuple[int, int], processor: Any) -> _Cost:
-        """For an image of (width, height) px."""
-        layout, longest = _cut(config, image, processor)
-        return cls(config, load_adapter(config.model_type), layout, vision_cost(config, layout, longest))
+    def of(cls, config: Any, found: Cut) -> _Cost:
+        """For an image as the model reads it."""
+        vision, plain = (vision_cost(config, layout, found.longest) for layout in (found.layout, found.whole))
+        return cls(config, load_adapter(config.model_type), found, vision, plain)
 
     @property
     def text(self) -> Any:
@@ -216,7 +181,7 @@ class _Cost:
 
     def as_in_the_paper(self, ratio: float) -> dict[str, Any]:
         """A row of what the paper's tables count."""
-        visual = int(ratio * self.layout.tower_tokens + 0.5)
+        visual = int(ratio * self.cut.layout.tower_tokens + 0.5)
         prefill = costs.prefill_flops_llm_viewer(self.text, visual)
         cache = costs.kv_cache_bytes(self.text, visual)
         return {
@@ -235,26 +200,30 @@ class _Cost:
         self, ratio: float, text_tokens: int, bytes_per_value: int, drops: Drops | None = None
     ) -> dict[str, Any]:
         """A row of what a call with the real prompt computes."""
-        visual = kept_places(self.layout, ratio)
-        prompt = visual + text_tokens
+        visual = kept_places(self.cut.layout, ratio)
+        vision = self.plain if ratio == 1.0 else self.vision
+        prompt = visual + text_tokens + self.cut.tags
         prefill = costs.call_prefill_flops(self.config, prompt, visual, drops)
         by_layer = costs.tokens_by_layer(self.text, prompt, visual, drops)
-        projection = self.vision.projector
+        projection = vision.projector
         if ratio < 1.0 and self.adapter.projects_kept_only:
             # Which lines keep their newline depends on content, so this is an upper bound by a few tokens.
             projection = projector_flops_of(self.config, visual)
+        total = vision.tower + projection + prefill
         return {
             "retention_ratio": ratio,
             "visual_tokens": visual,
             "prompt_tokens": prompt,
-            "tower_flops": self.vision.tower,
+            "tower_flops": vision.tower,
             "projector_flops": projection,
             "prefill_flops": prefill,
-            "total_flops": self.vision.tower + projection + prefill,
+            "total_flops": total,
+            "tower_share": (vision.tower + projection) / total,
             "masked_flops": costs.masked_flops(self.text, by_layer),
             "decode_flops": costs.decode_flops(self.text, by_layer),
             "kv_cache_bytes": costs.kv_cache_bytes(self.text, by_layer, bytes_per_value),
             "activation_bytes": costs.activation_bytes(self.text, prompt, bytes_per_value),
+            **({} if self.cut.native is None else self.cut.native.described()),
         }
 
 
@@ -281,16 +250,4 @@ def paper_megabytes(size: int) -> float:
 
 def weight_bytes(config: Any, bytes_per_value: int = 2) -> int:
     """Bytes of a model's weights, counted on the meta device."""
-    return bytes_per_value * int(sum(parameter.numel() for parameter in _empty_model(config).parameters()))
-
-
-def _empty_model(config: Any) -> Any:
-    """The model on the meta device. Raises `InputError` for a configuration that transformers makes none of."""
-    try:
-        with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"the configuration must be one of which transformers can make a {config.model_type} model, got one where it says: "
-            f"{error} Correct config.json."
-        ) from error
+    return bytes_per_value * int(sum(parameter.numel() for parameter in empty_model(config).parameters()))

@@ -15,6 +15,7 @@ from globalcom2.adapters.families import load_adapter
 from globalcom2.core.layout import Layout
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.lab.costs import tower_flops
+from globalcom2.lab.native_costs import NATIVE, native_cost
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class VisionCost:
     """Operations on one image."""
 
     tower: int
-    """All views, all layers."""
+    """All views, all layers; of a native image with its guide, where that has a pass of its own."""
     projector: int
-    """All tokens."""
+    """All tokens; in native families the mergers, too."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,13 @@ def vision_cost(config: Any, layout: Layout, longest: int | None = None) -> Visi
     Raises:
         UnsupportedModelError: No formula is known for this family.
     """
+    if config.model_type in NATIVE:
+        guides = [layout.guide_grid] if layout.guide_pass and layout.guide_grid is not None else []
+        return VisionCost(*native_cost(config, [layout.size, *guides]))
     counter = FAMILIES.get(config.model_type)
     if counter is None:
         raise UnsupportedModelError(
-            f"costs must be counted for a known vision tower ({', '.join(sorted(FAMILIES))}), got one of "
+            f"costs must be counted for a known vision tower ({', '.join(sorted({*FAMILIES, *NATIVE}))}), got one of "
             f"{config.model_type!r}, which nobody has compared with torch's counter yet."
         )
     adapter: Any = load_adapter(config.model_type)
