@@ -52,7 +52,7 @@ FIRST, PICTURES = 200, 400
 PART = 100
 """Pictures that are done in all settings before the next ones begin, so that a stopped run has whole pictures."""
 SCORES = ("logits", "mean_query", "received", "similarity")
-"""Score types. "attention" is left out: it is the softmax of "logits", within each view."""
+"""Score types. "attention" is left out: it is read from the same rows as "logits"."""
 RATIOS = (0.1, 0.05)
 ORDERED = "globalcom2, guided"
 COMMANDERS = ("thumbnail", "pooled", "nothing")
