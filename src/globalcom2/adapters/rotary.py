@@ -20,10 +20,11 @@ class RotaryAdapter(NativeAdapter):
         """Positions (3, batch, long) of the full prompt, on the host. The model's own memory of positions is left alone.
 
         Raises:
-            InputError: No `mm_token_type_ids`, or such as do not fit prompts and images.
+            InputError: No `mm_token_type_ids`, or such as do not fit prompts and images; videos that are refused.
         """
-        if call.get(self.pixels) is not None and call.get(self.grid_name) is None:
-            self.grids(base, call)  # says what is missing
+        for adapter in (self, self.videos()):
+            if adapter is not None and call.get(adapter.pixels) is not None:
+                adapter.layouts(base, call)  # says what is missing or refused
         ids, mask, types = call["input_ids"], call.get("attention_mask"), call.get("mm_token_type_ids")
         if types is None or types.shape != ids.shape:
             got = None if types is None else tuple(types.shape)
@@ -33,11 +34,13 @@ class RotaryAdapter(NativeAdapter):
             )
         types = types.cpu()
         shown = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        if bool((((types == 1) != (ids == base.config.image_token_id)) & shown).any()):
-            raise InputError(
-                "mm_token_type_ids must be 1 where input_ids have an image placeholder and nowhere else, got others. Pass "
-                "both as the processor returned them."
-            )
+        for kind, name in ((1, "image"), (2, "video")):
+            token = getattr(base.config, f"{name}_token_id", None)
+            if token is not None and bool((((types == kind) != (ids == token)) & shown).any()):
+                raise InputError(
+                    f"mm_token_type_ids must be {kind} where input_ids have {name} placeholders and nowhere else, got others. "
+                    "Pass both as the processor returned them."
+                )
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
         more = {n: x.cpu() if isinstance(x, Tensor) else x for n in names if (x := call.get(n)) is not None}
         try:
@@ -45,7 +48,7 @@ class RotaryAdapter(NativeAdapter):
         except Exception as error:  # whatever the model's own code raises where a prompt and its sizes do not fit
             raise InputError(
                 f"input_ids and {' and '.join(more)} must fit together for positions, got a prompt that "
-                f"{type(base).__name__}.get_rope_index refuses ({type(error).__name__}: {error}). Images that follow one "
-                "another without a token between them are among the causes."
+                f"{type(base).__name__}.get_rope_index refuses ({type(error).__name__}: {error}). Images or videos "
+                "that follow one another without a token between them are among the causes."
             ) from error
         return found  # type: ignore[no-any-return]

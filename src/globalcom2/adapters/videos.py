@@ -61,11 +61,21 @@ def unlikeness(features: Tensor) -> Tensor:
     return -torch.stack([(-distance / (2 * width)).exp() for width in KERNEL_WIDTHS]).sum(0)
 
 
-class VideosAdapter(Adapter):
-    """Mixin that makes an adapter of videos from the adapter of a family's images."""
+class FramesAdapter(Adapter):
+    """Mixin of all adapters of videos."""
 
     modality = "video"
     pixels = "pixel_values_videos"
+
+    def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The pooled clip (tokens, ...), in the part of the thumbnail, and the frames (frames, tokens, ...)."""
+        frames = tokens.unflatten(0, (layout.views, layout.tokens))
+        return frames.mean(0), frames
+
+
+class VideosAdapter(FramesAdapter):
+    """Mixin that makes an adapter of videos from the adapter of a family's images, where all frames have one size."""
+
     strategy: str
     """See `AnyresAdapter`."""
     newline = False
@@ -86,11 +96,6 @@ class VideosAdapter(Adapter):
         check_strategy(call, self.strategy)
         side = self.side(base.config)
         return [frames_layout(pixels.shape[1], (side, side), newline=self.newline)] * len(pixels)
-
-    def parts(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The pooled clip (tokens, ...), in the part of the thumbnail, and the frames (frames, tokens, ...)."""
-        frames = tokens.unflatten(0, (layout.views, layout.tokens))
-        return frames.mean(0), frames
 
     def guidance(self, base: Any, encoded: Any, layouts: list[Layout]) -> list[Tensor]:  # noqa: D102
         features: Any = self.tower_features(base, encoded)  # one tensor: frames have one size
