@@ -1,4 +1,4 @@
-"""The card of one entry on the page: its heading, its thumbnail and its crops."""
+"""The card of one entry on the page: its heading, its thumbnail or guide, and its crops."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Frame:
     """Scores that are drawn darkest and lightest."""
 
     def picture(self, kind: int, position: str = "") -> str:
-        """The layer with the picture of a thumbnail (0) or a crop (1)."""
+        """The layer with the picture of a thumbnail or guide (0) or a crop (1)."""
         style = f' style="background-position:{position}"' if position else ""
         return f'<div class="pic picture-{self.first}-{kind}"{style}></div>' if self.pictured else ""
 
@@ -67,19 +67,21 @@ def card(panel: Panel, number: int, panels: Sequence[Panel]) -> str:
     head += f'<p class="counts">{counts}</p>'
     if panel.answer is not None:
         head += f'<p class="answer">{escape(panel.answer)}</p>'
-    stages = _thumbnail(panel, number, first) + _crops(panel, number, first)
+    stages = _commander(panel, number, first) + _crops(panel, number, first)
     return f'<section class="card">{head}<div class="stages">{stages}</div></section>'
 
 
-def _thumbnail(panel: Panel, number: int, first: int) -> str:
-    """The thumbnail's stage, if there is a thumbnail."""
-    view, picture = panel.thumbnail, None if panel.pictures is None else panel.pictures.thumbnail
+def _commander(panel: Panel, number: int, first: int) -> str:
+    """The stage of the thumbnail, or of the guide, if there is one."""
+    view, picture = panel.commander, None if panel.pictures is None else panel.pictures.thumbnail
     if view is None:
         return ""
     size = view.size if picture is None else (picture.height, picture.width)
     frame = Frame(number, first, picture is not None, size, score_range([view]))
-    caption = f"<b>Thumbnail</b> keeps {view.kept:,} of {view.count:,} tokens ({view.ratio:.0%})"
-    return _stage("thumbnail", caption, [_view(view, 0, frame, frame.picture(0))], (1, 1), size)
+    caption = f"<b>{view.name.capitalize()}</b> keeps {view.kept:,} of {view.count:,} tokens ({view.ratio:.0%})"
+    if view.commands_only:
+        caption = f"<b>{view.name.capitalize()}</b> commands, is not read"
+    return _stage("thumbnail", view.name, caption, [_view(view, 0, frame, frame.picture(0))], (1, 1), size)
 
 
 def _crops(panel: Panel, number: int, first: int) -> str:
@@ -90,24 +92,26 @@ def _crops(panel: Panel, number: int, first: int) -> str:
     picture = None if panel.pictures is None else panel.pictures.crops[0]
     size = crops[0].size if picture is None else (picture.height, picture.width)
     frame = Frame(number, first, picture is not None, size, score_range(crops))
-    before = int(panel.thumbnail is not None)
+    before = int(panel.commander is not None)
     bodies = [
         _budget(view) + _view(view, before + place, frame, frame.picture(1, _position(grid, place)))
         for place, view in enumerate(crops)
     ]
     kept, count = sum(view.kept for view in crops), sum(view.count for view in crops)
-    caption = f"<b>{panel.crops_name}</b> keep {kept:,} of {count:,} tokens ({share(kept, count)})"
-    return _stage("crops", caption, bodies, grid, size)
+    keeps = "keeps" if len(crops) == 1 and panel.crop_kind == "window" else "keep"
+    caption = f"<b>{panel.crops_name}</b> {keeps} {kept:,} of {count:,} tokens ({share(kept, count)})"
+    name = "windows" if panel.crop_kind == "window" else "crops"
+    return _stage("crops", name, caption, bodies, grid, size)
 
 
-def _stage(kind: str, caption: str, bodies: list[str], grid: tuple[int, int], size: tuple[int, int]) -> str:
+def _stage(kind: str, name: str, caption: str, bodies: list[str], grid: tuple[int, int], size: tuple[int, int]) -> str:
     (rows, cols), (height, width) = grid, size
     aspect = cols * width / max(rows * height, 1)
     places = "".join(f'<div class="place">{body}</div>' for body in bodies)
     return (
         f'<figure class="{kind}"><figcaption>{caption}</figcaption>'
         f'<div class="stage" tabindex="0" role="application" data-cols="{cols}" '
-        f'aria-label="{kind}; arrow keys move from token to token" '
+        f'aria-label="{name}; arrow keys move from token to token" '
         f'style="--aspect:{aspect:.4f};grid-template-columns:repeat({cols},minmax(0,1fr))">{places}</div></figure>'
     )
 
@@ -124,6 +128,7 @@ def _view(view: View, place: int, frame: Frame, picture: str) -> str:
         colors = Image.fromarray(marks.heat(view.scores, *frame.limits))
         heat = f'<img class="heat" alt="" src="{_url(colors, "PNG")}">'
     words = f"{view.name}: {view.kept} of {view.count} tokens kept, {view.ratio:.0%}"
+    words = f"{view.name}: commands, is not read" if view.commands_only else words
     return (
         f'<div class="view" role="img" aria-label="{escape(words)}" data-panel="{frame.number}" data-view="{place}" '
         f'style="aspect-ratio:{frame.size[1]}/{frame.size[0]};--tokens:{width}">{picture}{heat}'

@@ -4,7 +4,7 @@ for (const root of document.querySelectorAll(".g2:not([data-live])")) {
   const tip = root.querySelector(".tip");
   const cell = document.createElement("div");
   cell.className = "cell";
-  const words = { k: "kept", d: "dropped", p: "padding, not a token" };
+  const words = { k: "kept", d: "dropped", p: "padding, not a token", g: "commands, is not read" };
   const numbersOf = (view) => panels[view.dataset.panel][view.dataset.view];
   const percent = (part, whole) => (whole ? Math.round((100 * part) / whole) : 0) + "%";
 
@@ -23,7 +23,7 @@ for (const root of document.querySelectorAll(".g2:not([data-live])")) {
     if (numbers.scores && state !== "p") {
       lines.push(`score ${numbers.scores[index]}, rank ${rank(numbers, index)} of ${numbers.count} in its view`);
     }
-    lines.push(`budget of the ${numbers.kind}: ${numbers.kept} of ${numbers.count} tokens, ${percent(numbers.kept, numbers.count)}`);
+    if (state !== "g") lines.push(`budget of the ${numbers.kind}: ${numbers.kept} of ${numbers.count} tokens, ${percent(numbers.kept, numbers.count)}`);
     return lines.join("\n");
   }
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from importlib import resources
@@ -20,11 +20,11 @@ from globalcom2.drawing.panel import Panel, View
 
 LAYERS = {
     "picture": ("Picture", True),
-    "thumbnail-heat": ("Heat map of the thumbnail's scores", True),
-    "crop-heat": ("Heat map of the crops' scores", False),
+    "thumbnail-heat": ("Heat map of the $commander's scores", True),
+    "crop-heat": ("Heat map of the ${crop}s' scores", False),
     "kept": ("Outline of kept tokens", True),
     "dropped": ("Shade over dropped tokens", True),
-    "budgets": ("Borders and budgets of crops", True),
+    "budgets": ("Borders and budgets of ${crop}s", True),
 }
 """What can be shown and hidden: the words beside the box, and whether it is ticked at first."""
 NUMBER = re.compile(r"-|-?[0-9][0-9.,]*\s?%?")
@@ -53,13 +53,15 @@ def kept_page(
     absent |= {"crop-heat"} if not any(crops for _, crops in heated) else set()
     heat = len(absent) < 2
     absent |= {"picture"} if all(panel.pictures is None for panel in panels) else set()
+    words = _words(panels)
     page = _template("page.html").substitute(
         version=escape(__version__),
         uid=uid,
         title=escape(title),
         style=_style() + picture_rules(panels, uid),
         table=_table(table),
-        layers="\n".join(_checkbox(name) for name in LAYERS if name not in absent),
+        layers="\n".join(_checkbox(name, words) for name in LAYERS if name not in absent),
+        crop=words["crop"],
         legend=_legend(panels, heat=heat),
         cards="\n".join(card(panel, number, panels) for number, panel in enumerate(panels)),
         note=f'<p class="note">{escape(note)}</p>' if note else "",
@@ -86,9 +88,19 @@ def in_frame(html: str, height: int = 640) -> str:
 
 
 def _heated(panel: Panel) -> tuple[bool, bool]:
-    """Whether there are scores of the thumbnail and of the crops to draw."""
-    thumbnail = panel.thumbnail
-    return thumbnail is not None and thumbnail.scores is not None, any(view.scores is not None for view in panel.crops)
+    """Whether there are scores of the thumbnail or guide and of the crops to draw."""
+    commander = panel.commander
+    return commander is not None and commander.scores is not None, any(view.scores is not None for view in panel.crops)
+
+
+def _words(panels: Sequence[Panel]) -> dict[str, str]:
+    """What commands on this page, and what it commands."""
+    kinds = {panel.crop_kind for panel in panels}
+    if "window" not in kinds:
+        return {"commander": "thumbnail", "crop": "crop"}
+    if "crop" not in kinds:
+        return {"commander": "guide", "crop": "window"}
+    return {"commander": "thumbnail's or guide", "crop": "crop"}
 
 
 @cache
@@ -113,9 +125,10 @@ def _style() -> str:
     )
 
 
-def _checkbox(name: str) -> str:
-    words, ticked = LAYERS[name]
-    return f'<label><input type="checkbox" class="show-{name}"{" checked" if ticked else ""}> {escape(words)}</label>'
+def _checkbox(name: str, words: Mapping[str, str]) -> str:
+    text, ticked = LAYERS[name]
+    shown = escape(Template(text).substitute(words))
+    return f'<label><input type="checkbox" class="show-{name}"{" checked" if ticked else ""}> {shown}</label>'
 
 
 def _legend(panels: Sequence[Panel], *, heat: bool) -> str:
@@ -160,10 +173,9 @@ def _numbers(panels: Sequence[Panel]) -> str:
     """What the script reads, as JSON that cannot end its script element."""
     every = []
     for panel in panels:
-        thumbnail = panel.thumbnail
-        kind = "frame" if panel.entry.modality == "video" else "crop"
-        views = [] if thumbnail is None else [_view_numbers(thumbnail, "thumbnail")]
-        every.append(views + [_view_numbers(view, kind) for view in panel.crops])
+        commander = panel.commander
+        views = [] if commander is None else [_view_numbers(commander, commander.name)]
+        every.append(views + [_view_numbers(view, panel.crop_kind) for view in panel.crops])
     return json.dumps(every, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -176,11 +188,16 @@ def _view_numbers(view: View, kind: str) -> dict[str, Any]:
         "kind": kind,
         "height": height,
         "width": width,
-        "state": "".join(("k" if keep else "d") if valid else "p" for keep, valid in flags),
+        "state": "g" * view.count if view.commands_only else _state(flags),
         "scores": scores,
         "kept": view.kept,
         "count": view.count,
     }
+
+
+def _state(flags: Iterable[tuple[bool, bool]]) -> str:
+    """A letter per token, from whether it was kept and whether it is valid."""
+    return "".join(("k" if keep else "d") if valid else "p" for keep, valid in flags)
 
 
 def _number(score: float) -> float | None:

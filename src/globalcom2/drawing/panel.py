@@ -56,14 +56,23 @@ class Panel:
         return rows, cols
 
     @property
+    def crop_kind(self) -> str:
+        """What one of the crops is: "crop", "frame" of a video, or "window" of an image that keeps its resolution."""
+        if self.entry.modality == "video":
+            return "frame"
+        return "crop" if self.entry.layout.guide_grid is None else "window"
+
+    @property
     def crops_name(self) -> str:
         """What the crops are called all together, such as "2 x 3 crops"."""
-        layout = self.entry.layout
+        layout, kind = self.entry.layout, self.crop_kind
         rows, cols = layout.grid
-        if self.entry.modality == "video":
+        if kind == "frame":
             return f"{cols} frames"
         if not rows:
             return "no crops"
+        if kind == "window":
+            return "1 window" if rows == cols == 1 else f"{rows} x {cols} windows"
         return f"{rows} x {cols} crops" if layout.known_grid else f"{cols} crops in unknown places"
 
     @property
@@ -77,13 +86,27 @@ class Panel:
         return View("thumbnail", keep, np.ones(size, bool), _map(entry.thumbnail_scores, size))
 
     @property
+    def guide(self) -> View | None:
+        """The guide's scores, of which the language model reads none; None without a guide, or where no score was read."""
+        entry, size = self.entry, self.entry.layout.guide_grid
+        if size is None or entry.thumbnail_scores is None:
+            return None
+        scores = _map(entry.thumbnail_scores, size)
+        return View("guide", np.zeros(size, bool), np.ones(size, bool), scores, commands_only=True)
+
+    @property
+    def commander(self) -> View | None:
+        """The view that commands and is drawn beside the crops: the thumbnail, or the guide."""
+        return self.guide or self.thumbnail
+
+    @property
     def crops(self) -> list[View]:
-        """The numbers of each crop, row by row, or of each frame."""
+        """The numbers of each crop, row by row, or of each frame, or of each window."""
         entry, layout = self.entry, self.entry.layout
         size = layout.token_grid
         keep, valid = _array(entry.keep.crops).astype(bool), layout.valid.numpy()
         scores = [None] * len(keep) if entry.scores is None else list(entry.scores)
-        names = [_crop_name(number, entry) for number in range(len(keep))]
+        names = [_crop_name(number, self) for number in range(len(keep))]
         return [
             View(name, k.reshape(size), v.reshape(size), _map(own, size))
             for name, k, v, own in zip(names, keep, valid, scores, strict=True)
@@ -99,6 +122,8 @@ class View:
     valid: NDArray
     scores: NDArray | None
     """float; None where none was read."""
+    commands_only: bool = False
+    """Whether none of its tokens can be kept: of a guide."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -123,8 +148,8 @@ class View:
 
     @property
     def dropped(self) -> NDArray:
-        """Valid tokens that it did not keep."""
-        dropped: NDArray = self.valid & ~self.keep
+        """Valid tokens that it did not keep; none of a view that only commands."""
+        dropped: NDArray = self.valid & ~self.keep & (not self.commands_only)
         return dropped
 
 
@@ -142,13 +167,12 @@ def share(tokens: int, of: int) -> str:
     return f"{tokens / max(of, 1):.0%}"
 
 
-def _crop_name(number: int, entry: Entry) -> str:
-    if entry.modality == "video":
-        return f"frame {number + 1}"
-    if not entry.layout.known_grid:
-        return f"crop {number + 1}"
-    row, col = divmod(number, max(entry.layout.grid[1], 1))
-    return f"crop in row {row + 1}, column {col + 1}"
+def _crop_name(number: int, panel: Panel) -> str:
+    kind, layout = panel.crop_kind, panel.entry.layout
+    if kind == "frame" or not layout.known_grid:
+        return f"{kind} {number + 1}"
+    row, col = divmod(number, max(layout.grid[1], 1))
+    return f"{kind} in row {row + 1}, column {col + 1}"
 
 
 def _array(tensor: Any) -> NDArray:

@@ -21,7 +21,7 @@ class Pictures:
     """What each view of an image shows."""
 
     thumbnail: Image.Image | None
-    """RGB; None where the image, or video, has no thumbnail that is read."""
+    """RGB: what the thumbnail shows, or the guide in its place; None of a video, which has neither."""
     crops: tuple[Image.Image, ...]
     """RGB, all of one size, row by row."""
 
@@ -36,9 +36,9 @@ class Pictures:
         Returns:
             None where nothing tells how the crops lie, or for a video.
         """
-        if not layout.thumbnail or not layout.known_grid:
+        if not layout.known_grid or not (layout.thumbnail or layout.guide_grid):
             return None
-        height, width = layout.thumbnail_grid
+        height, width = layout.guide_grid or layout.thumbnail_grid
         thumbnail = image.resize(fitted(width, height, VIEW_SIDE), Image.Resampling.BICUBIC)
         (rows, cols), (height, width) = layout.grid, layout.token_grid
         if not rows:
@@ -63,10 +63,13 @@ class Pictures:
             views: float (views, 3, height, width), the thumbnail first if there is one.
             layout: The image's layout.
         """
-        low, high = float(views.min()), float(views.max())
-        scaled = (views - low) / max(high - low, 1e-12) * 255
-        shown = [Image.fromarray(view) for view in np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1)]
+        shown = [Image.fromarray(view) for view in eight_bits(views).transpose(0, 2, 3, 1)]
         return cls(shown[0], tuple(shown[1:])) if layout.thumbnail else cls(None, tuple(shown))
+
+    @classmethod
+    def of_picture(cls, picture: NDArray, layout: Layout) -> Pictures | None:
+        """What the vision tower saw of an image that keeps its resolution, float (3, height, width), cut into windows."""
+        return cls.of_image(Image.fromarray(eight_bits(picture).transpose(1, 2, 0)), layout)
 
     def sheet(self, grid: tuple[int, int]) -> Image.Image:
         """All crops on one picture of at most `LONGEST_SIDE` px, row by row, in (rows, cols) of places."""
@@ -79,6 +82,13 @@ class Pictures:
         scale = min(1.0, LONGEST_SIDE / max(sheet.size))
         size = (cols * max(1, int(width * scale)), rows * max(1, int(height * scale)))
         return sheet if size == sheet.size else sheet.resize(size, Image.Resampling.LANCZOS)
+
+
+def eight_bits(values: NDArray) -> NDArray:
+    """Normalised pixels as uint8: the least value is black, the greatest white."""
+    low, high = float(values.min()), float(values.max())
+    scaled: NDArray = np.rint((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    return scaled
 
 
 def fitted(width: int, height: int, side: int) -> tuple[int, int]:

@@ -36,8 +36,8 @@ MOST_DRAWN = 8
 FRAME = 900
 """Height of a notebook's drawing, in px: all of 3 x 3 crops beside their thumbnail."""
 COLUMNS = (
-    "modality", "row", "grid", "token_grid", "thumbnail_grid", "retention_ratio", "tokens_before", "tokens_after",
-    "retained", "tokens_inside", "mean_retention", "thumbnail_ratio", "crop_ratios",
+    "modality", "row", "grid", "token_grid", "thumbnail_grid", "guide_grid", "retention_ratio", "tokens_before",
+    "tokens_after", "retained", "tokens_inside", "mean_retention", "thumbnail_ratio", "crop_ratios",
 )  # fmt: skip
 """Keys of an entry's `to_dict`, and columns of `to_pandas`."""
 
@@ -46,7 +46,8 @@ COLUMNS = (
 class ImageReport:
     """One image or video of a call. Its tensors stay on the model's device.
 
-    A video's crops are its frames. Its thumbnail is the pooled clip, of which nothing is kept.
+    A video's crops are its frames. Its thumbnail is the pooled clip, of which nothing is kept. The crops of an image that
+    keeps its resolution are windows of its tokens. A guide commands them in a thumbnail's place, and nothing of it is kept.
     """
 
     row: int
@@ -54,7 +55,7 @@ class ImageReport:
     layout: Layout
     keep: Keep
     thumbnail_scores: Tensor | None
-    """float (tokens,), row-major in the thumbnail; None at a ratio of 1, where no score is read."""
+    """float (tokens,), row-major in the thumbnail, or in the guide; None at a ratio of 1, where no score is read."""
     kept: Tensor
     """bool (placeholders,): the image's places in the full prompt that stayed."""
     modality: str = "image"
@@ -80,13 +81,16 @@ class ImageReport:
 
     @property
     def pictures(self) -> Pictures | None:
-        """What the vision tower saw, one 8-bit RGB picture per view. None where the call's pixels are gone or no views."""
+        """What the vision tower saw, one 8-bit RGB picture per view, or per window. None where the call's pixels are gone."""
+        picture = None if self.pixels is None else self.pixels.picture()
+        if picture is not None:
+            return Pictures.of_picture(picture.float().cpu().numpy(), self.layout)
         views = None if self.pixels is None else self.pixels.views()
         return None if views is None else Pictures.of_views(views.float().cpu().numpy(), self.layout)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, cols) of the crops; (1, frames) of a video."""
+        """(rows, cols) of the crops, or of the windows; (1, frames) of a video."""
         return self.layout.grid
 
     @property
@@ -124,25 +128,25 @@ class ImageReport:
 
     @cached_property
     def thumbnail_ratio(self) -> float | None:
-        """Fraction of the thumbnail's tokens that were kept; None for a video."""
+        """Fraction of the thumbnail's tokens that were kept; None for a video, and for an image with a guide."""
         return float(self.keep.thumbnail.float().mean()) if self.layout.thumbnail else None
 
     @cached_property
     def crop_ratios(self) -> list[float]:
-        """Fraction of valid tokens kept, per crop (row-major) or per frame."""
+        """Fraction of valid tokens kept, per crop or window (row-major) or per frame."""
         valid = self.layout.valid.sum(1)
         return [float(k) / max(int(v), 1) for k, v in zip(self.keep.crops.sum(1).tolist(), valid.tolist(), strict=True)]
 
     @property
     def thumbnail_map(self) -> Tensor:
-        """The thumbnail's scores as a map, float (height, width), on the host.
+        """The thumbnail's scores, or the guide's, as a map, float (height, width), on the host.
 
         Raises:
             InputError: The entry has no scores: its ratio was 1.
         """
         if self.thumbnail_scores is None:
             raise InputError("entry must be of a compressed call, got one at a ratio of 1, which reads no scores.")
-        return self.thumbnail_scores.float().cpu().view(self.layout.thumbnail_grid)
+        return self.thumbnail_scores.float().cpu().view(self.layout.guide_grid or self.layout.thumbnail_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
@@ -152,6 +156,7 @@ class ImageReport:
             "grid": list(self.grid),
             "token_grid": list(self.layout.token_grid),
             "thumbnail_grid": list(self.layout.thumbnail_grid) if self.layout.thumbnail else None,
+            "guide_grid": None if self.layout.guide_grid is None else list(self.layout.guide_grid),
             "retention_ratio": self.retention_ratio,
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,

@@ -1,4 +1,4 @@
-"""Draws what a call kept of an image with matplotlib: the thumbnail's heat map, and the crops with dropped tokens shaded.
+"""Draws what a call kept of an image with matplotlib: a heat map of what commands, and crops with dropped tokens shaded.
 
 The figure is laid out in inches: what stands beside the views gets a strip of its own, so that no label hides a token.
 """
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DPI = 130
 MARGIN, LINE, SMALL = 0.15, 0.24, 0.2
 """Inches: around everything, per line of the title, per line of what is set small."""
+NARROWEST = 2.1
+"""Inches: width of a column, for the words above a narrow view."""
 BLANK = 0.9
 """Grey of padding."""
 CAPTION = (
@@ -33,6 +35,11 @@ CAPTION = (
     "keeps of its tokens."
 )
 CAPTION_ALONE = "The thumbnail, coloured by its scores. The image has no crops."
+CAPTION_GUIDED = (
+    "Left: the guide, coloured by its scores. It commands and is not read. Right: the image in windows, as the model sees "
+    "it. Above each window: what it keeps of its tokens."
+)
+CAPTION_WINDOWS = "The image in windows, as the model sees it. Above each window: what it keeps of its tokens."
 
 
 def draw_picture(
@@ -41,7 +48,8 @@ def draw_picture(
     """Draw one entry of a report over its image.
 
     Left, the thumbnail with its scores as a heat map. Right, the crops as the model saw them, each below the ratio that it
-    kept. Kept tokens are outlined, dropped ones shaded and hatched.
+    kept. Kept tokens are outlined, dropped ones shaded and hatched. Of an image that keeps its resolution, the guide is on
+    the left, which is not read, and windows play the crops.
 
     Args:
         image: The image that was given to the processor, in any of Pillow's modes. None: what the vision tower saw, see
@@ -57,7 +65,7 @@ def draw_picture(
         InputError: The entry is that of a video, or none, or the image is none.
         DataError: The image's values have no range of their own, see `open_image`.
     """
-    if check_entry(entry).thumbnail_ratio is None:
+    if check_entry(entry).modality == "video":
         raise InputError(
             "entry must be of an image, got one of a video, which has no thumbnail to draw. draw_page draws its frames."
         )
@@ -70,10 +78,7 @@ def draw_picture(
         share = entry.tokens_after / max(entry.tokens_before, 1)
         title = f"{entry.tokens_before:,} → {entry.tokens_after:,} visual tokens ({share:.1%})"
     heading, font = lettering(title, columns, bold=True)
-    words = CAPTION if size.crops else CAPTION_ALONE
-    if entry.thumbnail_scores is None:
-        words = words.replace(", coloured by its scores", "")
-    caption, small = lettering(words, int(size.width * 14.5))
+    caption, small = lettering(_caption(panel), int(size.width * 14.5))
     top = MARGIN + LINE * (heading.count("\n") + 1) + 0.1
     bottom = MARGIN + SMALL * (caption.count("\n") + 1) + 0.36
     figure = _figure(size.width, top + size.height + bottom)
@@ -81,7 +86,7 @@ def draw_picture(
     figure.suptitle(heading, x=MARGIN / size.width, y=1 - MARGIN / height, ha="left", va="top", size=12, **font)
     figure.text(MARGIN / size.width, MARGIN / height, caption, va="bottom", size=8.5, color="#444444", **small)
     _legend(figure, panel, MARGIN + SMALL * (caption.count("\n") + 1) + 0.03)
-    _draw_thumbnail(figure, panel, size, top)
+    _draw_commander(figure, panel, size, top)
     if size.crops:
         _draw_crops(figure, panel, size, top)
     if path is not None:
@@ -89,12 +94,19 @@ def draw_picture(
     return figure
 
 
+def _caption(panel: Panel) -> str:
+    if panel.crop_kind == "window":
+        return CAPTION_WINDOWS if panel.guide is None else CAPTION_GUIDED
+    words = CAPTION if panel.grid[0] else CAPTION_ALONE
+    return words.replace(", coloured by its scores", "") if panel.entry.thumbnail_scores is None else words
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Where things lie, in inches. Heights leave out the title, the caption and the legend."""
 
-    thumbnail: tuple[float, float]
-    """(height, width)"""
+    commander: tuple[float, float]
+    """(height, width) of the thumbnail or the guide; zeros without either."""
     crops: tuple[float, float]
     """(height, width), strips for the budgets included; () for an image without crops."""
     token: float
@@ -107,10 +119,10 @@ class Sizes:
     @classmethod
     def of(cls, panel: Panel) -> Sizes:
         """The sizes for one image: views keep their proportions, within bounds."""
-        (rows, cols), thumbnail = panel.grid, panel.entry.layout.thumbnail_grid
-        height, width = thumbnail
+        (rows, cols), commander = panel.grid, panel.commander
+        height, width = (0, 0) if commander is None else commander.size
         side = 3.1 if rows else 4.6
-        token = side / max(height, width)
+        token = side / max(height, width, 1)
         small = (height * token, width * token)
         below = 0.75  # the heat map's scale
         if not rows:
@@ -119,8 +131,13 @@ class Sizes:
         token = min(7.2 / (cols * width), 5.4 / (rows * height))
         strip = 0.2 if width * token > 0.45 else 0.13
         crops = (rows * (height * token + strip), cols * width * token)
-        both = MARGIN + small[1] + 0.35 + max(crops[1], 2.3) + MARGIN
+        both = _left_of_crops(small[1]) + max(crops[1], 2.3) + MARGIN
         return cls(small, crops, token, strip, max(6.4, both), SMALL + max(small[0] + below, crops[0]))
+
+
+def _left_of_crops(commander: float) -> float:
+    """Where the crops begin beside a thumbnail or guide of that width."""
+    return MARGIN + (max(commander, NARROWEST) + 0.35 if commander else 0.0)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -140,23 +157,25 @@ def _axes(figure: Figure, left: float, top: float, height: float, width: float) 
     return axes
 
 
-def _draw_thumbnail(figure: Figure, panel: Panel, size: Sizes, top: float) -> None:
-    view = panel.thumbnail
+def _draw_commander(figure: Figure, panel: Panel, size: Sizes, top: float) -> None:
+    """The thumbnail, or the guide in its place."""
+    view = panel.commander
     if view is None:
         return None
     height, width = view.size
-    axes = _axes(figure, MARGIN, top + SMALL, *size.thumbnail)
-    axes.set_title(f"thumbnail: keeps {view.kept} of {view.count} ({view.ratio:.0%})", fontsize=9.5, loc="left", pad=4)
+    axes = _axes(figure, MARGIN, top + SMALL, *size.commander)
+    kept = "commands, is not read" if view.commands_only else f"keeps {view.kept} of {view.count} ({view.ratio:.0%})"
+    axes.set_title(f"{view.name}: {kept}", fontsize=9.5, loc="left", pad=4)
     picture = None if panel.pictures is None else panel.pictures.thumbnail
     limits = score_range([view])
     veil = marks.VEIL if limits is None else 0.25
-    _draw_view(axes, view, picture, (0, 0), veil, size.thumbnail[1] / width)
+    _draw_view(axes, view, picture, (0, 0), veil, size.commander[1] / width)
     if limits is None or view.scores is None:
         return _frame(axes, width, height)
     colors = marks.heat(view.scores, *limits)
     axes.imshow(colors, extent=(0, width, height, 0), alpha=0.6, interpolation="bilinear", zorder=1.5)
     _frame(axes, width, height)
-    scale = _axes(figure, MARGIN, top + SMALL + size.thumbnail[0] + 0.1, 0.11, size.thumbnail[1])
+    scale = _axes(figure, MARGIN, top + SMALL + size.commander[0] + 0.1, 0.11, max(size.commander[1], NARROWEST))
     scale.imshow(marks.heat(np.linspace(0, 1, 256)[None], 0, 1), aspect="auto", extent=(0, 1, 0, 1))
     for x, where, text in ((0, "left", f"{limits[0]:.3g}"), (0.5, "center", "score"), (1, "right", f"{limits[1]:.3g}")):
         scale.text(x, -0.35, text, ha=where, va="top", fontsize=8.5)
@@ -168,9 +187,10 @@ def _draw_crops(figure: Figure, panel: Panel, size: Sizes, top: float) -> None:
     views, (rows, cols) = panel.crops, panel.grid
     height, width = views[0].size
     strip, gap = size.strip / size.token, 0.03 / size.token
-    axes = _axes(figure, MARGIN + size.thumbnail[1] + 0.35, top + SMALL, *size.crops)
+    axes = _axes(figure, _left_of_crops(size.commander[1]), top + SMALL, *size.crops)
     kept, count = sum(view.kept for view in views), sum(view.count for view in views)
-    title = f"{panel.crops_name}: keep {kept} of {count} ({kept / max(count, 1):.0%})"
+    keeps = "keeps" if len(views) == 1 and panel.crop_kind == "window" else "keep"
+    title = f"{panel.crops_name}: {keeps} {kept} of {count} ({kept / max(count, 1):.0%})"
     axes.set_title(title, fontsize=9.5, loc="left", pad=4)
     inch = width * size.token
     font = min(9.0, max(5.0, inch * 14))
