@@ -102,8 +102,8 @@ class Views:
                 f"{self.guide_grid!r}."
             )
         if self.guide_grid is not None:
-            if not _is_size(self.guide_grid):
-                raise InputError(f"guide_grid must be (height, width) in tokens, got {self.guide_grid!r}.")
+            if not _is_size(self.guide_grid) or 0 in self.guide_grid:
+                raise InputError(f"guide_grid must be (height, width) in tokens, from 1 on, got {self.guide_grid!r}.")
             object.__setattr__(self, "guide_grid", (int(self.guide_grid[0]), int(self.guide_grid[1])))
             tokens = self.guide_grid[0] * self.guide_grid[1]
             _check("guide_scores", self.guide_scores, (*self.scores.shape[:-2], tokens), "float")

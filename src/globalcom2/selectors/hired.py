@@ -37,7 +37,10 @@ def hired(views: Views, retention_ratio: float, *, alpha: float = 0.5, counts: C
     """
     share(alpha, "alpha")
     if views.thumbnail_scores is None:
-        raise InputError("thumbnail_scores must be given for method 'hired', got None. Use 'fastervlm' without one.")
+        raise InputError(
+            "thumbnail_scores must be given for method 'hired', got None: there is no thumbnail to share the budget out, as with "
+            "images that keep their resolution and with videos. Use 'fastervlm' there."
+        )
     early = layer_scores(views, "hired")[:, 0]
     own, crops = views.thumbnail_tokens, views.valid_count
     if counts is None:

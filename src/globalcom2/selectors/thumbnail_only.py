@@ -27,7 +27,8 @@ def thumbnail_only(views: Views, retention_ratio: float) -> Ranking:
     """
     if views.thumbnail_scores is None:
         raise InputError(
-            "thumbnail_scores must be given for method 'thumbnail_only', got None. Use 'uniform' without a thumbnail."
+            "thumbnail_scores must be given for method 'thumbnail_only', got None: there is no thumbnail to keep, as with images "
+            "that keep their resolution and with videos. Use 'uniform' there."
         )
     crops = _places(views.scores.flatten(1))
     return Ranking(1 + _places(views.thumbnail_scores), crops.view(views.scores.shape), thumbnail_competes=True)
