@@ -30,7 +30,7 @@ def test_equal_to_both_oracles(case, setting):
     """Budgets, the caller's ids in front, eight greedy tokens and their logits."""
     model, batch = case.model, case.batch
     ratio, options = SETTINGS[setting]
-    options = {**options, **({"score": "similarity"} if case.name == "mistral3" else {})}
+    options = dict(options)
     closed = case.name in PLAIN and setting == "a tenth"
     if case.name in PLAIN and not closed:
         options["positions"] = "original"
