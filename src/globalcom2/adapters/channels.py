@@ -7,9 +7,11 @@ from torch import Tensor
 
 def channels_first(patches: Tensor, side: int) -> Tensor:
     """(..., side * side * 3) in the order (row, column, channel) -> (channel, row, column)."""
-    return patches.unflatten(-1, (side, side, 3)).movedim(-1, -3).flatten(-3)
+    first: Tensor = patches.unflatten(-1, (side, side, 3)).movedim(-1, -3).flatten(-3)
+    return first
 
 
 def channels_last(patches: Tensor, side: int) -> Tensor:
     """The inverse of `channels_first`."""
-    return patches.unflatten(-1, (3, side, side)).movedim(-3, -1).flatten(-3)
+    last: Tensor = patches.unflatten(-1, (3, side, side)).movedim(-3, -1).flatten(-3)
+    return last

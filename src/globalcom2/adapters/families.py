@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from globalcom2.adapters.family import Family
+from globalcom2.adapters.native_families import NATIVE_FAMILIES
 from globalcom2.core.plugins import load_entry_points
 from globalcom2.errors import InputError, UnsupportedModelError
 
@@ -220,6 +221,7 @@ _FAMILIES = {
                 ),
             )
         ),
+        *NATIVE_FAMILIES,
     )
 }
 

@@ -1,0 +1,53 @@
+"""What the registry knows of the native-resolution families of `native_more` and `gemma4`."""
+
+from __future__ import annotations
+
+from globalcom2.adapters.family import Family
+
+REAL = "random weights with the real processor; videos not"
+STAND_IN = (
+    "random weights; the real processor around a stand-in for its image processor, which needs torchvision; videos not"
+)
+CLOSED = "exact; closed positions alone"
+
+NATIVE_FAMILIES = tuple(
+    Family(
+        kind,
+        f"globalcom2.adapters.{adapter}",
+        "minus cosine to the mean of the image (tower without [CLS])",
+        "none; a guide commands windows of its tokens and is not read",
+        tested,
+        budget,
+        checkpoints=(checkpoint,),
+    )
+    for kind, adapter, checkpoint, tested, budget in (
+        ("exaone4_5", "native_more:Exaone45Adapter", "LGAI-EXAONE/EXAONE-4.5-33B", REAL, CLOSED),
+        ("glm5_next", "native_more:Glm5NextAdapter", "zai-org/GLM-5.3-Flash", REAL, "exact"),
+        ("cohere_compass", "native_more:QwenKinAdapter", "CohereLabs/North-Micro-Vision-Instruct", REAL, "exact"),
+        ("lighton_ocr", "native_more:LightOnOcrAdapter", "lightonai/LightOnOCR-1B-1025", REAL, "exact"),
+        ("gemma4", "gemma4:Gemma4Adapter", "google/gemma-4-E2B-it", REAL, "exact"),
+        ("gemma4_unified", "gemma4:Gemma4UnifiedAdapter", "google/gemma-4-12B-it", STAND_IN, "exact"),
+        ("lfm3_vl", "native_more:Lfm3VLAdapter", "LiquidAI/LFM3-VL-2B", REAL, "exact"),
+        ("minimax_m3_vl", "native_more:MiniMaxM3VLAdapter", "MiniMaxAI/MiniMax-M3", STAND_IN, CLOSED),
+        ("video_llama_3", "native_more:VideoLlama3Adapter", "lkhl/VideoLLaMA3-2B-Image-HF", REAL, "exact"),
+        (
+            "hyperclovax_vision_v2",
+            "native_more:HyperClovaXVisionAdapter",
+            "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B",
+            REAL,
+            CLOSED,
+        ),
+        ("cosmos3_omni", "native_more:QwenKinAdapter", "nvidia/Cosmos3-Nano", REAL, "exact"),
+        ("cosmos3_edge", "native_more:Cosmos3EdgeAdapter", "nvidia/Cosmos3-Edge", REAL, "exact"),
+        ("muse_glimmer", "native_more:MuseGlimmerAdapter", "meta-models/Muse-Glimmer-30B", STAND_IN, "exact"),
+        ("qwen4_exp", "native_more:QwenKinAdapter", "Qwen/Qwen4-Exp", REAL, "exact"),
+        (
+            "mistral_large4",
+            "mistral3:Mistral3Adapter",
+            "mistralai/Mistral-Large-4-1T-A52B",
+            REAL,
+            "exact; a break after each row of an image stays and is not counted",
+        ),
+        ("dots3_note", "native_more:Dots3NoteAdapter", "dots-studio/dots3-note-prev", REAL, "exact"),
+    )
+)
