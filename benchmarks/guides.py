@@ -23,6 +23,7 @@ import json
 import sys
 from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from globalcom2.lab.dataset import Example, load_examples
 from globalcom2.lab.evals import EvalSetting, evaluate
 from globalcom2.lab.intervals import Bootstrap, interval
 from globalcom2.lab.journal import Journal, journal_header
-from globalcom2.lab.labels import FULL
+from globalcom2.lab.labels import FULL, percent
 from globalcom2.lab.machine import machine
 from globalcom2.selectors.canvas import Canvas
 from globalcom2.selectors.globalcom2 import globalcom2
@@ -54,6 +55,7 @@ PART = 100
 SCORES = ("logits", "mean_query", "received", "similarity")
 """Score types. "attention" is left out: it is read from the same rows as "logits"."""
 RATIOS = (0.1, 0.05)
+ALL = "mean of all"
 ORDERED = "globalcom2, guided"
 COMMANDERS = ("thumbnail", "pooled", "nothing")
 LEAST = 1e-6
@@ -120,32 +122,56 @@ def differences(rows: list[dict[str, Any]], examples: list[Example]) -> list[dic
     Args:
         rows: What `evaluate` returned.
         examples: The pictures, in the order of the rows' `right`.
+
+    Returns:
+        Per ratio and two commanders one entry per score type, and one of their mean, `ALL`.
     """
     owners = np.repeat(np.arange(len(examples)), [len(example.questions) for example in examples])
-    bootstrap, found = Bootstrap(owners), []
-    for ratio, score in dict.fromkeys((row["retention_ratio"], row["options"]["score"]) for row in rows[1:]):
-        own = {
-            commander_of(row): _right(row)
-            for row in rows[1:]
-            if (row["retention_ratio"], row["options"]["score"]) == (ratio, score)
-        }
-        for second, first in combinations(own, 2):
-            drawn = bootstrap.accuracies(own[first]) - bootstrap.accuracies(own[second])
-            found.append(
-                {
-                    "retention_ratio": ratio,
-                    "score": score,
-                    "commander": first,
-                    "against": second,
-                    "difference": float(own[first].mean() - own[second].mean()),
-                    "difference_interval": interval(drawn),
-                }
-            )
+    bootstrap = Bootstrap(owners)
+    right: dict[tuple[float, str], list[NDArray[np.bool_]]] = {}
+    for row in rows[1:]:  # score types in one order for every commander
+        right.setdefault((row["retention_ratio"], commander_of(row)), []).append(_right(row))
+    found = []
+    for ratio in RATIOS:
+        for second, first in combinations((*COMMANDERS, "uniform"), 2):
+            pairs = list(zip(right[ratio, first], right[ratio, second], strict=True))
+            exact = np.array([one.mean() - other.mean() for one, other in pairs])
+            drawn = np.stack([bootstrap.accuracies(one) - bootstrap.accuracies(other) for one, other in pairs])
+            named = {"retention_ratio": ratio, "commander": first, "against": second}
+            for score, value, values in zip(
+                (*SCORES, ALL), [*exact, exact.mean()], [*drawn, drawn.mean(0)], strict=True
+            ):
+                found.append(
+                    {**named, "score": score, "difference": float(value), "difference_interval": interval(values)}
+                )
     return found
 
 
 def _right(row: dict[str, Any]) -> NDArray[np.bool_]:
     return np.array([digit == "1" for digit in row["right"]])
+
+
+def table(result: dict[str, Any]) -> str:
+    """For docs: accuracies under every commander, and paired differences in points, one row per ratio and score type."""
+    names = (*COMMANDERS, "uniform")
+    pairs = (("pooled", "thumbnail"), ("nothing", "pooled"), ("uniform", "nothing"))
+    heads = [*names, *(f"{first} minus {second}" for first, second in pairs)]
+    lines = [f"| ratio | score | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    accuracies: dict[tuple[float, str, str], float] = {}
+    for row in result["runs"][1:]:
+        accuracies[row["retention_ratio"], row["options"]["score"], commander_of(row)] = row["accuracy"]
+    apart = {(d["retention_ratio"], d["score"], d["commander"], d["against"]): d for d in result["differences"]}
+    for ratio in RATIOS:
+        for name in names:
+            accuracies[ratio, ALL, name] = mean(accuracies[ratio, score, name] for score in SCORES)
+        for score in (*SCORES, ALL):
+            cells = [percent(accuracies[ratio, score, name]) for name in names]
+            for first, second in pairs:
+                found = apart[ratio, score, first, second]
+                low, high = (100 * end for end in found["difference_interval"])
+                cells.append(f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f})")
+            lines.append(f"| {ratio:g} | {score} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
