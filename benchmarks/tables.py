@@ -25,6 +25,7 @@ from globalcom2.mini import EVALUATION_SET
 
 sys.path.insert(0, str(Path(__file__).parent))  # where this file is loaded instead of run, too
 import compared
+import guides
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -281,6 +282,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reading": reading,
     "analysis": analysis,
     "commander": commander,
+    "guides": lambda: guides.table(result("mini-guides")),
     "inside": inside,
     "digits-kept": digits_kept,
     "sweep": sweep,
