@@ -114,7 +114,7 @@ def bench(args: argparse.Namespace) -> None:
     config, plan = named_configs()[name], lab.Plan((672, 672), 40, 32, 5)
     if args.tiny:
         config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers = 2, 3
-        plan = lab.Plan((672, 672), 40, 2, 1)
+        name, plan = f"{name}, tiny", lab.Plan((336, 336), 40, 2, 1)
     result = Result(args, "bench")
     model = random_model(config)
     result.add(
@@ -123,7 +123,7 @@ def bench(args: argparse.Namespace) -> None:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attn=model.config._attn_implementation,
-        image="672x672",
+        image=f"{plan.image[0]}x{plan.image[1]}",
         rounds=plan.rounds,
         new_tokens=plan.new_tokens,
         text_tokens=plan.text_tokens,
