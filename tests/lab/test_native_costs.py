@@ -1,7 +1,6 @@
 """Estimates for images that keep their resolution: against the real processors, torch's counter and published sizes."""
 
 import ast
-import inspect
 import json
 import math
 import random
@@ -200,6 +199,10 @@ def test_command(capsys, tmp_path):
     assert (both["token_grid"], both["visual_tokens"]) == ([9, 14], 63)
 
 
-def test_arguments_are_told():
-    """What the command takes, `estimate_costs` takes too."""
-    assert {"size_limits", "guide"} <= set(inspect.signature(estimate_costs).parameters)
+def test_the_page_shows_what_the_command_prints(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
+    command, shown = page.split("$ globalcom2 estimate --model qwen2.5-vl-7b ")[1].split("```")[0].split("\n", 1)
+    out = call(capsys, "estimate", "--model", "qwen2.5-vl-7b", *command.split())[1]
+    assert [line.rstrip() for line in out.strip().splitlines()] == [
+        line.rstrip() for line in shown.strip().splitlines()
+    ]
