@@ -1,0 +1,151 @@
+"""Scores of images that keep their resolution, against attention computed by hand in the unpatched tower.
+
+Each tower has its own order of patches, and its own way to keep several images apart.
+"""
+
+from itertools import pairwise, product
+from math import ceil
+
+import pytest
+import torch
+from transformers import AttentionInterface
+
+from globalcom2 import CompressionConfig, select
+from globalcom2.adapters.families import load_adapter
+from globalcom2.adapters.windows import guide_size
+from globalcom2.hf.compression import Compression
+from native_cases import PICTURES, case_of, left_clean, picture_grids
+
+TOWERS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "paddleocr_vl", "ernie4_5_vl_moe", "kimi_k25", "mistral3"]
+ROWS = ("paddleocr_vl", "kimi_k25", "mistral3")
+"""Towers that read patches row by row; all others read blocks of 2 x 2, a token each."""
+SEEN = []
+
+
+def by_hand(module, query, key, value, attention_mask, scaling=None, **_):
+    """An attention kernel that keeps what a softmax is made of."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = query @ key.mT * scale
+    SEEN.append((module, logits if attention_mask is None else logits + attention_mask))
+    return (SEEN[-1][1].softmax(-1) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("by_hand", by_hand)
+
+
+@pytest.fixture(params=TOWERS)
+def case(request):
+    with left_clean(case_of(request.param)) as case:
+        yield case
+
+
+def inputs_of(case, images):
+    return case.tiny.inputs([case.tiny.tag * len(images)], images)
+
+
+def kept_logits(case, module, images):
+    """Logits (heads, queries, keys) of each picture in that module, from the unpatched tower."""
+    base = case.model.base_model
+    adapter = load_adapter(case.name)
+    tower = adapter.tower(base) if hasattr(base, "visual") else base.vision_tower
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("by_hand")
+    SEEN.clear()
+    try:
+        with torch.no_grad():
+            base.get_image_features(**adapter.encode_arguments(base, inputs_of(case, images)))
+    finally:
+        tower.set_attn_implementation(before)
+    logits = [each[0] for found, each in SEEN if found is module]
+    SEEN.clear()
+    if case.name != "mistral3":
+        return logits
+    edges = torch.tensor([0, *(4 * height * width for height, width in picture_grids(images))]).cumsum(0).tolist()
+    return [logits[0][:, a:b, a:b] for a, b in pairwise(edges)]
+
+
+def of_tokens(name, values, height, width):
+    """Values (patches,) in the tower's order as a map (height, width) of tokens, each the mean of its patches."""
+    where = []
+    if name in ROWS:
+        where = [(y // 2, x // 2) for y, x in product(range(2 * height), range(2 * width))]
+    elif name == "qwen2_5_vl":  # windows of 2 x 2 tokens, row by row; tokens in them row by row
+        for top, left in product(range(0, height, 2), range(0, width, 2)):
+            own = product(range(top, min(top + 2, height)), range(left, min(left + 2, width)))
+            where += [place for place in own for _ in range(4)]
+    else:
+        where = [place for place in product(range(height), range(width)) for _ in range(4)]
+    tokens = torch.zeros(height, width)
+    for value, place in zip(values.tolist(), where, strict=True):
+        tokens[place] += value / 4
+    return tokens
+
+
+def views_of(case, images, **options):
+    """Of each picture, a map (height, width) of its scores, and its guide's scores."""
+    found = {}
+
+    def noting(views, known_grid):
+        (rows, cols), (height, width) = views.grid, views.token_grid
+        stitched = views.scores.unflatten(1, (rows, cols)).unflatten(3, (height, width)).transpose(2, 3)
+        canvas = stitched.reshape(-1, rows * height, cols * width)
+        shown = views.valid.view(rows, cols, height, width).transpose(1, 2).reshape(canvas.shape[1:])
+        size = int(shown.any(1).sum()), int(shown.any(0).sum())
+        guide = views.guide_scores.unflatten(1, views.guide_grid)
+        found[size] = (canvas[0, : size[0], : size[1]], guide[0])
+        return select(views, 0.5)
+
+    with torch.no_grad(), Compression(case.model, CompressionConfig(0.5, **options), noting):
+        case.model(**inputs_of(case, images))
+    return [found[size] for size in picture_grids(images)]
+
+
+def pooled(scores, height, width):
+    """Means over equal parts of a map, every cell that a part touches counted whole."""
+    rows, cols = scores.shape
+    means = torch.zeros(height, width)
+    for y, x in product(range(height), range(width)):
+        across = slice(y * rows // height, ceil((y + 1) * rows / height))
+        means[y, x] = scores[across, x * cols // width : ceil((x + 1) * cols / width)].mean()
+    return means
+
+
+def test_scores_of_several_images_are_those_of_attention_by_hand(case):
+    """Two pictures in one call, of two windows and of one; their guides by their own scores."""
+    images = [PICTURES[0], PICTURES[1]]
+    adapter = load_adapter(case.name)
+    base = case.model.base_model
+    logits = kept_logits(case, adapter.attention(base, adapter.default_layer(base)), images)
+    assert len(logits) == 2
+    received = [each.softmax(-1).mean((0, 1)) for each in logits]
+    mean_query = [each.mean((0, 1)) for each in logits]
+    for score, expected in (("received", received), ("mean_query", mean_query)):
+        found = views_of(case, images, score=score)
+        for values, (own, guide), size in zip(expected, found, picture_grids(images), strict=True):
+            tokens = of_tokens(case.name, values, *size)
+            torch.testing.assert_close(own, tokens, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(guide, pooled(tokens, *guide_size(*size)), atol=1e-5, rtol=1e-4)
+
+
+def test_guides_of_their_own_change_no_scores_and_have_those_of_a_picture_alone(case):
+    images = PICTURES[:2]
+    pooled_guides = views_of(case, images, score="received")
+    together = views_of(case, images, score="received", guide="thumbnail")
+    for image, (own, guide), (alone, other) in zip(images, together, pooled_guides, strict=True):
+        torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
+        ((_, single),) = views_of(case, [image], score="received", guide="thumbnail")
+        torch.testing.assert_close(guide, single, atol=1e-5, rtol=1e-4)
+        assert guide.shape == other.shape
+        assert (guide - other).abs().max() > 1e-4
+
+
+def test_similarity_is_that_of_the_whole_image(case):
+    base = case.model.base_model
+    adapter = load_adapter(case.name)
+    with torch.no_grad():
+        encoded = base.get_image_features(**adapter.encode_arguments(base, inputs_of(case, PICTURES[:2])))
+    found = views_of(case, PICTURES[:2], score="similarity")
+    for features, (own, _) in zip(encoded.pooler_output, found, strict=True):
+        unit = torch.nn.functional.normalize(features, dim=-1)
+        expected = -unit @ torch.nn.functional.normalize(features.mean(0), dim=-1)
+        torch.testing.assert_close(own.flatten(), expected, atol=1e-5, rtol=0)
