@@ -70,7 +70,9 @@ def glm5_next() -> Tiny:
         "Glm5Next",
         {**TOWER, "image_size": 32, "projection_intermediate_size": 64},
         lambda tok: plain(tok, **text),
-        Glm5NextImageProcessorPil(temporal_patch_size=2, **PIXELS),
+        Glm5NextImageProcessorPil(
+            temporal_patch_size=2, **{**PIXELS, "size": {"shortest_edge": 1, "longest_edge": 8000}}
+        ),
         named=GLM,
         tag="<|begin_of_image|><|image|><|end_of_image|>",
     )
