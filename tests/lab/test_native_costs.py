@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from command import call
 from families.native import NATIVE, TOKEN
+from families.native_more import MORE
 from globalcom2 import InputError, UnsupportedModelError, compress, estimate
 from globalcom2.adapters.families import list_models, load_adapter
 from globalcom2.adapters.resizing import limits_of, read_size, token_grid
@@ -29,9 +30,12 @@ SIZE = (112, 72)
 """px: 14 x 9 tokens in every family, whatever it does with parts of tokens."""
 
 
-@pytest.fixture(params=NATIVE)
+BUILT = NATIVE | {name: make for name, make in MORE.items() if name in COUNTED}
+
+
+@pytest.fixture(params=BUILT)
 def family(request):
-    tiny = NATIVE[request.param]()
+    tiny = BUILT[request.param]()
     tiny.model.set_attn_implementation("eager")
     tiny.model.config.get_text_config()._experts_implementation = "eager"  # the counter misses the grouped kernel
     return request.param, tiny, tiny.inputs([f"abc {tiny.tag}"], [picture(*SIZE)])
@@ -160,6 +164,7 @@ def test_where_limits_are_from():
 
 def test_a_family_without_formulas_is_refused():
     natives = {name for name in list_models() if load_adapter(name).native}
+    assert set(BUILT) == set(COUNTED)
     assert set(COUNTED) <= natives
     for name in natives - set(COUNTED):
         with pytest.raises(UnsupportedModelError, match=f"got '{name}'"):

@@ -201,11 +201,14 @@ def _published(source: str, **values: int) -> Limits:
 DEFAULT = "transformers' default"
 QWEN2 = _area(_by_area("qwen2_vl"), 56**2, 16384 * 28**2, "published with Qwen2-VL and Qwen2.5-VL")
 QWEN3 = _area(_by_area("qwen2_vl"), 256**2, 4096**2, "published with Qwen3-VL and Qwen3.5")
+QWEN = _area(_by_area("qwen2_vl"), 56**2, 1280 * 28**2, DEFAULT)
 GLM = 112**2, 9633792
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), QWEN2),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), QWEN3),
+    **dict.fromkeys(("exaone4_5", "hyperclovax_vision_v2", "cosmos3_omni"), QWEN),
+    "cohere_compass": _area(_by_area("cohere_compass"), 56**2, 1280 * 28**2, DEFAULT),
     **dict.fromkeys(("glm4v", "glm4v_moe"), _area(_by_volume("glm4v"), *GLM, "published with GLM-4.1V")),
     **dict.fromkeys(("glm46v", "glm_ocr"), _area(_by_volume("glm46v"), *GLM, "published with GLM-OCR")),
     "paddleocr_vl": _area(_by_area("paddleocr_vl"), 147384, 2822400, "published with PaddleOCR-VL"),

@@ -16,32 +16,36 @@ from globalcom2.cli.output import figures_console, flops_unit, notes
 from globalcom2.errors import InputError
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
+Model = Annotated[
+    str,
+    typer.Option(
+        help="llava-next-7b, llava-next-13b, qwen2.5-vl-7b, qwen3-vl-8b, mini, a folder with config.json, or a name on the hub."
+    ),
+]
+MinPixels = Annotated[
+    int | None, typer.Option(min=1, help="Smallest area in px that an image is read at, where it keeps its resolution.")
+]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Its largest area in px.")]
+LongestEdge = Annotated[int | None, typer.Option(min=1, help="Its longest edge in px, for mistral3.")]
+MaxPatches = Annotated[int | None, typer.Option(min=1, help="Its most patches, for kimi_k25.")]
+Guide = Annotated[
+    str | None,
+    typer.Option(help="pooled, or thumbnail, which the tower reads, too; where images keep their resolution."),
+]
 
 
 def estimate(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="llava-next-7b, llava-next-13b, qwen2.5-vl-7b, qwen3-vl-8b, mini, a folder with config.json, or a name on "
-            "the hub."
-        ),
-    ] = "llava-next-7b",
+    model: Model = "llava-next-7b",
     image: Annotated[str, typer.Option(help="Size of the image, WIDTHxHEIGHT in px.")] = "672x672",
     retention: Retentions = None,
     max_visual_tokens: MaxTokens = None,
     convention: Annotated[str, typer.Option(help="ours, or paper: what the paper's tables count.")] = "ours",
     text_tokens: TextTokens = 40,
-    min_pixels: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smallest area in px that an image is read at, where it keeps its resolution."),
-    ] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Its largest area in px.")] = None,
-    longest_edge: Annotated[int | None, typer.Option(min=1, help="Its longest edge in px, for mistral3.")] = None,
-    max_patches: Annotated[int | None, typer.Option(min=1, help="Its most patches, for kimi_k25.")] = None,
-    guide: Annotated[
-        str | None,
-        typer.Option(help="pooled, or thumbnail, which the tower reads, too; where images keep their resolution."),
-    ] = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    longest_edge: LongestEdge = None,
+    max_patches: MaxPatches = None,
+    guide: Guide = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -69,17 +73,9 @@ def estimate(
         "longest_edge": longest_edge,
         "max_patches": max_patches,
     }
-    costs = partial(
-        lab.estimate_costs,
-        config,
-        size,
-        ratios,
-        text_tokens=text_tokens,
-        processor=processor,
-        limits=limits,
-        size_limits={name: value for name, value in named.items() if value is not None},
-        guide=guide,
-    )
+    given = {name: value for name, value in named.items() if value is not None}
+    more = {"processor": processor, "limits": limits, "size_limits": given, "guide": guide, "text_tokens": text_tokens}
+    costs = partial(lab.estimate_costs, config, size, ratios, **more)
     rows = costs(convention=convention)
     result: dict[str, Any] = {"model": model, "image": image, "convention": convention, "rows": rows}
     if convention == "paper":

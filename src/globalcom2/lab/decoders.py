@@ -209,6 +209,7 @@ def _ernie4_5_vl_moe(config: Any, number: int) -> DecoderLayer:
 
 PLAIN: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "cohere", "cohere2", "granite", "granite4_vision_text")
 PLAIN += ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text", "glm_ocr_text", "paddleocr_vl_text")
+PLAIN += ("exaone4", "hyperclovax", "cohere_compass_text")
 READERS: dict[str, Callable[[Any, int], DecoderLayer]] = {
     **dict.fromkeys(PLAIN, _plain),
     **dict.fromkeys(("qwen3_moe", "qwen3_vl_moe_text"), _qwen3_moe),

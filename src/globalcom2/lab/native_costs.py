@@ -101,10 +101,13 @@ def _qwen2_tower(config: Any) -> Tower:
 
 
 def _qwen2_5_tower(config: Any) -> Tower:
+    """Also of families whose queries share keys and values."""
     vision, width = config.vision_config, config.vision_config.hidden_size
     window = vision.window_size // vision.patch_size // vision.spatial_merge_size
     whole = len(set(vision.fullatt_block_indexes) & set(range(vision.depth)))
     layer, values = _layer(width, vision.intermediate_size, 3), _patch(vision, vision.temporal_patch_size)
+    fewer = vision.num_heads - (getattr(vision, "num_key_value_heads", None) or vision.num_heads)
+    layer -= 2 * fewer * (width // vision.num_heads) * width
     return Tower(width, vision.depth, layer, values * width, window, whole)
 
 
@@ -130,6 +133,10 @@ def _qwen_merger(config: Any) -> int:
     merged, vision = _merged(config), config.vision_config
     levels = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
     return int(levels * (merged**2 + merged * vision.out_hidden_size))
+
+
+def _clova_merger(config: Any) -> int:
+    return int(_qwen_merger(config) + config.vision_config.out_hidden_size * config.get_text_config().hidden_size)
 
 
 def _glm_merger(config: Any) -> int:
@@ -158,8 +165,10 @@ QWEN3 = Native(_plain(2, frames=True), _qwen_merger)
 GLM = Native(_plain(3, frames=True), _glm_merger)
 NATIVE: dict[str, Native] = {
     "qwen2_vl": Native(_qwen2_tower, _qwen2_merger),
-    "qwen2_5_vl": Native(_qwen2_5_tower, _qwen_merger),
+    **dict.fromkeys(("qwen2_5_vl", "exaone4_5"), Native(_qwen2_5_tower, _qwen_merger)),
+    "hyperclovax_vision_v2": Native(_qwen2_5_tower, _clova_merger),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), QWEN3),
+    **dict.fromkeys(("cohere_compass", "cosmos3_omni"), QWEN3),
     **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), GLM),
     "paddleocr_vl": Native(_plain(2, frames=False), _two_layers),
     "ernie4_5_vl_moe": Native(_plain(2, frames=False), _ernie_merger),
