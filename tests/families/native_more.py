@@ -70,9 +70,7 @@ def glm5_next() -> Tiny:
         "Glm5Next",
         {**TOWER, "image_size": 32, "projection_intermediate_size": 64},
         lambda tok: plain(tok, **text),
-        Glm5NextImageProcessorPil(
-            temporal_patch_size=2, **{**PIXELS, "size": {"shortest_edge": 1, "longest_edge": 8000}}
-        ),
+        Glm5NextImageProcessorPil(temporal_patch_size=2, min_image_tokens=1, **PIXELS),
         named=GLM,
         tag="<|begin_of_image|><|image|><|end_of_image|>",
     )
