@@ -72,11 +72,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(special: Sequence[str] = SPECIAL, known: Sequence[str] = tuple(WORDS)) -> PreTrainedTokenizerFast:
     """Word-level, lower case. A digit at the start of a number and one inside it are different tokens: tens and units."""
-    words = [f"▁{w}" for w in (*WORDS, *COLORS, *SHAPES, *DOCUMENT_WORDS)]
+    words = [f"▁{w}" for w in (*known, *COLORS, *SHAPES, *DOCUMENT_WORDS)]
     digits = [f"▁{d}" for d in range(10)] + [str(d) for d in range(10)]
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words, *digits, "?", ".", ","))}
+    vocabulary = {token: i for i, token in enumerate((*special, *words, *digits, "?", ".", ","))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence(
         [
@@ -94,7 +94,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     core.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL])
+    core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
     core.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
