@@ -120,7 +120,7 @@ def _rule(config: Any) -> Rule:
     if rule is None:
         raise UnsupportedModelError(
             f"model must be of a family whose processor's arithmetic is known ({', '.join(sorted(RULES))}), got "
-            f"{config.model_type!r}."
+            f"{config.model_type!r}. The report of a compressed call tells its tokens all the same."
         )
     return rule
 
