@@ -29,10 +29,11 @@ STATEFUL = ("glm5_next", "lfm3_vl", "qwen4_exp")
 Nor do they in `minimax_m3_vl`, whose sparse layers take positions for places among the keys.
 """
 CLOSED = ("exaone4_5", "hyperclovax_vision_v2", "minimax_m3_vl")
-ROTARY = ("cohere_compass", "cosmos3_edge", "cosmos3_omni", "qwen4_exp")
+THINKERS = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
+ROTARY = ("cohere_compass", "cosmos3_edge", "cosmos3_omni", "qwen4_exp", *THINKERS)
 SIMILARITY = ("gemma4_unified", "lighton_ocr")
 """Families without scores that are read in attention."""
-WINDOWED = ("exaone4_5", "hyperclovax_vision_v2", "muse_glimmer")
+WINDOWED = ("exaone4_5", "hyperclovax_vision_v2", "muse_glimmer", "qwen2_5_omni_thinker")
 """Towers whose middle layer alone sees the whole image, and which read windows of 4 x 4 patches one after another."""
 PIXTRAL = ("lighton_ocr", "mistral_large4")
 ROW_BY_ROW = ("gemma4", "mistral_large4", "muse_glimmer")
@@ -117,7 +118,10 @@ def holed_logits(model, batch, keep, answers, name, closed):
         types = torch.cat([batch["mm_token_type_ids"], torch.zeros_like(more)], 1)
         call["mm_token_type_ids"] = types
     if name in ROTARY:
-        sizes = {"image_grid_thw": batch["image_grid_thw"], "mm_token_type_ids": types}
+        sizes = {
+            "image_grid_thw": batch["image_grid_thw"],
+            **({} if name in THINKERS else {"mm_token_type_ids": types}),
+        }
         call["position_ids"] = model.base_model.get_rope_index(ids, attention_mask=full, **sizes)[0]
     return model(**call, use_cache=False).logits[:, -answers.shape[1] :]
 

@@ -1,4 +1,4 @@
-"""What the registry knows of the native-resolution families of `native_more` and `gemma4`."""
+"""What the registry knows of the native-resolution families of `native_more`, `gemma4` and `omni`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ NATIVE_FAMILIES = tuple(
             "mistralai/Mistral-Large-4-1T-A52B",
             REAL,
             "exact; a break after each row of an image stays and is not counted",
+        ),
+        (
+            "qwen2_5_omni_thinker",
+            "omni:WindowedThinkerAdapter",
+            "Qwen/Qwen2.5-Omni-7B",
+            "random weights with the real image processor; sound and videos not",
+            "exact",
+        ),
+        (
+            "qwen3_omni_moe_thinker",
+            "omni:ThinkerAdapter",
+            "Qwen/Qwen3-Omni-30B-A3B-Instruct",
+            "random weights with the real image processor; sound and videos not",
+            "exact",
         ),
         ("dots3_note", "native_more:Dots3NoteAdapter", "dots-studio/dots3-note-prev", REAL, "exact"),
     )
