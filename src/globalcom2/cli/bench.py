@@ -55,7 +55,7 @@ def bench(
     config: Config = None,
     batch_size: BatchSizes = None,
     image: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT in px. Default: 2 x 2 crops.", show_default=False)
+        str | None, typer.Option(help="WIDTHxHEIGHT in px. Default: 2 x 2 crops or windows.", show_default=False)
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds after one warm-up.")] = 5,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 16,
@@ -84,8 +84,9 @@ def bench(
     size = None if image is None else parse_size(image)
     notes.print(f"Loading {model}")
     network, weights = _load(model, dtype, device, attn)
-    side = network.config.vision_config.image_size
-    plan = lab.Plan(size or (2 * side, 2 * side), text_tokens, new_tokens, rounds)
+    if compare == "eager":
+        lab.check_comparable(network.config)
+    plan = lab.Plan(size or lab.default_image(network.config), text_tokens, new_tokens, rounds)
     settings = lab.settings_of(methods, [*ratios, *lab.limit_ratios(network, plan, limits)], sizes)
     rows = lab.measure(network, settings, plan, lambda steps: track(steps, "Measuring", console=notes))
     result = {"model": model, "weights": weights, **_described(network, plan), "rows": rows}

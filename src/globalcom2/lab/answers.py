@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from globalcom2.adapters.families import load_adapter
 from globalcom2.errors import InputError
 from globalcom2.hf.cache import CACHE
 from globalcom2.hf.prompt import ALIGNED
@@ -67,27 +68,20 @@ def answer_questions(
     )
     inputs = inputs.to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    for name in ALIGNED:  # as long as the whole prompt, and generate makes them itself
-        inputs.pop(name, None)
-    head, mask = _heads(inputs.pop("input_ids"), inputs.pop("attention_mask"), turns[0])
-    filled = model.generate(
-        **inputs, input_ids=head, attention_mask=mask, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
-    )
+    begin = _common(turns) if load_adapter(model.config.model_type).native else 0
+    turns = [[tail[begin:] for tail in tails] for tails in turns]
+    head = _head(model, inputs, turns[0])
+    filled = model.generate(**inputs, **head.call, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
     answers: list[list[str]] = [[] for _ in images]
     for tails in turns:
-        ids, tail_mask = _padded(tails, processor.tokenizer.pad_token_id or 0, head.device)
+        call = head.continued(*_padded(tails, processor.tokenizer.pad_token_id or 0, model.device))
         out = model.generate(
-            input_ids=torch.cat([head, ids], 1),
-            # Padding stands between image and question: the image's cache serves all questions.
-            attention_mask=torch.cat([mask, tail_mask], 1),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **{CACHE: copy.deepcopy(getattr(filled, CACHE))},
+            **call, max_new_tokens=max_new_tokens, do_sample=False, **{CACHE: copy.deepcopy(getattr(filled, CACHE))}
         )
-        new = processor.batch_decode(out[:, head.shape[1] + ids.shape[1] :], skip_special_tokens=True)
+        new = processor.batch_decode(out[:, call["input_ids"].shape[1] :], skip_special_tokens=True)
         for row, text in zip(answers, new, strict=True):
             row.append(text.strip())
-    return Answers(answers, (head == token).sum(1).tolist())
+    return Answers(answers, (head.call["input_ids"] == token).sum(1).tolist())
 
 
 @torch.inference_mode()
@@ -146,19 +140,56 @@ def _tag(processor: Any) -> int:
     return found
 
 
-def _heads(ids: Tensor, mask: Tensor, tails: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Every prompt without its question and without the padding on its left: (batch, n) ids and mask."""
-    rows = []
-    for row, shown, tail in zip(ids, mask, tails, strict=True):
-        prompt = row[shown.bool()]
-        if prompt[len(prompt) - len(tail) :].tolist() != tail:
+@dataclass(frozen=True)
+class _Head:
+    """What all questions about an image share: its prompt up to the question."""
+
+    call: dict[str, Tensor]
+    """Arguments of `generate`, (batch, n) each."""
+    last: Tensor | None
+    """(1 + axes, batch, 1): position of its last token, in families that number tokens by time, row and column. That of
+    the text is first, as transformers has it."""
+
+    def continued(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Arguments of `generate` for a question (batch, length) behind it.
+
+        Padding stands between image and question: the image's cache serves all questions.
+        """
+        more = {**dict.fromkeys(self.call, torch.zeros_like(ids)), "input_ids": ids, "attention_mask": mask}
+        call = {name: torch.cat([given, more[name]], 1) for name, given in self.call.items()}
+        if self.last is None:
+            return call
+        # Those of the head are in the cache already; only their number counts.
+        before = self.last.expand(-1, -1, self.call["input_ids"].shape[1])
+        return {**call, "position_ids": torch.cat([before, self.last + mask.cumsum(1)], -1)}
+
+
+def _head(model: Any, inputs: Any, tails: list[list[int]]) -> _Head:
+    """Take what is as long as a prompt out of `inputs`, without the questions and without the padding on the left.
+
+    What tells the kinds of tokens stays with images that keep their resolution: their positions follow from it. For others
+    generate makes it itself.
+    """
+    adapter = load_adapter(model.config.model_type)
+    long = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", *ALIGNED) if name in inputs}
+    shown, rows = long["attention_mask"].bool(), []
+    for row, own, tail in zip(long["input_ids"], shown, tails, strict=True):
+        places = own.nonzero()[:, 0]
+        if row[places[len(places) - len(tail) :]].tolist() != tail:
             raise InputError(
                 "a prompt must end with its question as the tokenizer alone splits it, got other tokens. Ask one "
                 "question per call of generate instead."
             )
-        rows.append(prompt[: len(prompt) - len(tail)])
-    head = torch.stack(rows)
-    return head, torch.ones_like(head)
+        rows.append(places[: len(places) - len(tail)])
+    index = torch.stack(rows)
+    kept = long if adapter.native else {name: long[name] for name in ("input_ids", "attention_mask")}
+    call = {name: given.gather(1, index) for name, given in kept.items()}
+    on_host = {name: given.cpu() for name, given in call.items()}
+    positions = adapter.positions(model.base_model, {**inputs, **on_host})
+    if positions is None:
+        return _Head(call, None)
+    text = torch.full_like(positions[:1, :, -1:], index.shape[1] - 1)
+    return _Head(call, torch.cat([text, positions[..., -1:]]).to(index.device))
 
 
 def _tail(ids: list[int], tag: int) -> list[int]:
@@ -169,6 +200,17 @@ def _tail(ids: list[int], tag: int) -> list[int]:
             "instead."
         )
     return ids[len(ids) - ids[::-1].index(tag) :]
+
+
+def _common(turns: list[list[list[int]]]) -> int:
+    """How many tokens all questions begin with, one of each left over.
+
+    They are read with the image, so that no prompt ends with a visual token: that may be dropped, and new tokens are
+    numbered from the last one.
+    """
+    tails = [tail for turn in turns for tail in turn]
+    shortest = min(map(len, tails)) - 1
+    return next((n for n in range(shortest) if len({tail[n] for tail in tails}) > 1), shortest)
 
 
 def _padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

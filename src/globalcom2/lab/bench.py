@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import torch
 
 from globalcom2.adapters.families import load_adapter
+from globalcom2.adapters.resizing import token_side
+from globalcom2.adapters.windows import WINDOW
 from globalcom2.core.limits import limited_ratio
 from globalcom2.core.methods import parse_method
+from globalcom2.errors import UnsupportedModelError
 from globalcom2.hf.compression import compress
 from globalcom2.hf.inside import Drops
-from globalcom2.hf.report import Clock
 from globalcom2.lab.estimates import estimate_costs, speedup
 from globalcom2.lab.labels import FULL, is_full
 from globalcom2.lab.memory import PeakMemory, freed_memory_kept
+from globalcom2.lab.phases import plain_phases
+from globalcom2.lab.random_inputs import layout_of
+from globalcom2.lab.random_inputs import random_inputs as inputs_of_size
 
 DERIVED = ("projection_seconds", "prefill_seconds", "decode_seconds_per_token")
 """Differences of times. Noise can make them negative; None is reported then."""
@@ -70,32 +74,13 @@ def settings_of(methods: list[str], ratios: list[float], batch_sizes: list[int])
 
 def limit_ratios(model: Any, plan: Plan, limits: Iterable[int]) -> list[float]:
     """The ratios that values of `max_visual_tokens` come to for the planned image; none for one that limits nothing."""
-    width, height = plan.image
-    layout = load_adapter(model.config.model_type).layout(model.config, height, width)
+    layout = layout_of(model.config, plan.image)
     return [ratio for limit in limits if (ratio := limited_ratio(limit, layout)) < 1.0]
 
 
 def random_inputs(model: Any, plan: Plan, batch: int) -> dict[str, torch.Tensor]:
     """A batch of prompts, each with one image of the planned size and random words around it."""
-    width, height = plan.image
-    config = model.config
-    layout = load_adapter(config.model_type).layout(config, height, width)
-    generator = torch.Generator().manual_seed(0)
-    # Ids of ordinary words: away from special ones, which stand at the ends of most vocabularies.
-    vocabulary = config.get_text_config().vocab_size
-    words = torch.randint(vocabulary // 4, vocabulary // 2, (batch, plan.text_tokens), generator=generator)
-    words[words == config.image_token_id] = vocabulary // 4 - 1
-    places = torch.full((batch, len(layout.slots)), config.image_token_id)
-    half = plan.text_tokens // 2
-    ids = torch.cat([words[:, :half], places, words[:, half:]], 1)
-    side = config.vision_config.image_size
-    pixels = torch.randn(batch, layout.views, 3, side, side, generator=generator)
-    return {
-        "input_ids": ids.to(model.device),
-        "attention_mask": torch.ones_like(ids).to(model.device),
-        "pixel_values": pixels.to(model.device, model.dtype),
-        "image_sizes": torch.tensor([[height, width]] * batch),
-    }
+    return inputs_of_size(model, plan.image, plan.text_tokens, batch)
 
 
 def measure(
@@ -215,39 +200,20 @@ def _placeholders(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     return int((inputs["input_ids"][0] == model.config.image_token_id).sum())
 
 
-@contextmanager
-def plain_phases(model: Any) -> Iterator[Clock]:
-    """Time the vision tower ("tower") and all that makes image features ("features") in calls of an unpatched model.
+def default_image(config: Any) -> tuple[int, int]:
+    """(width, height) in px of an image of 2 x 2 crops; of 2 x 2 full windows where images keep their resolution."""
+    if load_adapter(config.model_type).native:
+        return (2 * WINDOW * token_side(config),) * 2
+    return (2 * config.vision_config.image_size,) * 2
 
-    Args:
-        model: The model; it is as before after the block.
 
-    Yields:
-        A clock, to be read after the call. The host does not wait for it.
-    """
-    base, clock, running = model.base_model, Clock(model.device), ExitStack()
-    features = base.get_image_features
-
-    @wraps(features)  # transformers reads the signature
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        with clock.phase("features"):
-            return features(*args, **kwargs)
-
-    def start(*_: Any) -> None:
-        running.enter_context(clock.phase("tower"))
-
-    def stop(*_: Any) -> None:
-        running.close()
-
-    hooks = [base.vision_tower.register_forward_pre_hook(start), base.vision_tower.register_forward_hook(stop)]
-    base.get_image_features = timed
-    try:
-        yield clock
-    finally:
-        running.close()
-        del base.get_image_features
-        for hook in hooks:
-            hook.remove()
+def check_comparable(config: Any) -> None:
+    """Raise `UnsupportedModelError` for a model whose tower `compare_attention` cannot run by itself."""
+    if load_adapter(config.model_type).native:
+        raise UnsupportedModelError(
+            f"--compare must be left out for {config.model_type}, got 'eager': its images keep their resolution, and such a "
+            "tower is not run by itself here."
+        )
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from globalcom2.adapters import tap
 from globalcom2.adapters.families import load_adapter
+from globalcom2.errors import UnsupportedModelError
 
 MOST_BYTES = 2**30
 """What is remembered at most, all layers together. Those for which nothing is left always run."""
@@ -76,7 +77,11 @@ def shared_tower(model: Any) -> Iterator[SharedTower]:
 
 def _layers(base: Any) -> list[nn.Module]:
     """The layers of the tower whose attention `compress` can read; none where something stands in for a `forward`."""
-    attention = load_adapter(base.config.model_type).attention(base, -1)
+    adapter = load_adapter(base.config.model_type)
+    try:
+        attention = adapter.attention(base, adapter.default_layer(base))
+    except UnsupportedModelError:  # a tower without attention that can be read
+        return []
     path = next(name for name, module in base.named_modules() if module is attention).split(".")
     numbers = [place for place, part in enumerate(path) if part.isdecimal()]
     stack = base.get_submodule(".".join(path[: numbers[-1]])) if numbers else nn.ModuleList()
