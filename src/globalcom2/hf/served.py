@@ -17,6 +17,8 @@ SERVED = ("newlines", "thumbnail_weight", "score")
 """Fields besides ratio, method and options that an engine follows; all others it leaves at their defaults."""
 FREE = ("retention_ratio", "method", "options", *SERVED)
 """Fields that may have any value that a configuration may have."""
+ANYWAY = {"positions": "closed"}
+"""Values that are not the defaults and say what an engine does anyway."""
 GIVEN = ("features", "crop_features")
 """What of `core.method.READS` an engine gives a method besides scores."""
 
@@ -72,7 +74,7 @@ def _check_fields(config: Any) -> None:
         )
     told = {own.name: getattr(config, own.name) for own in fields(config) if own.name not in FREE}
     defaults = {own.name: own.default for own in fields(config)}
-    unusual = {name: value for name, value in told.items() if value != defaults[name]}
+    unusual = {name: value for name, value in told.items() if value not in (defaults[name], ANYWAY.get(name))}
     if unusual:
         got = ", ".join(f"{name}={value!r}" for name, value in unusual.items())
         raise InputError(
