@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from globalcom2.adapters.family import Family
-from globalcom2.adapters.native_families import NATIVE_FAMILIES
+from globalcom2.adapters.native_families import NATIVE_FAMILIES, NATIVE_UNSUPPORTED
 from globalcom2.core.plugins import load_entry_points
 from globalcom2.errors import InputError, UnsupportedModelError
 
@@ -236,6 +236,7 @@ UNSUPPORTED = {
     "perception_lm": "its tower is a timm model, which was not at hand, and nothing tells its grid; not built yet",
     "phi4_multimodal": "its forward takes no encoder output and merges images in a way of its own",
     "unlimited_ocr": "lines of the thumbnail end with newlines too, and a separator follows, which no budget knows yet",
+    **NATIVE_UNSUPPORTED,
 }
 """Families that cut images, or seem to, and do not work with this package, with the reason."""
 

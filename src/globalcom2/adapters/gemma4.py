@@ -49,7 +49,8 @@ class Gemma4Adapter(NativeAdapter):
         sizes = []
         for own in places.cpu():
             width, height = (int(n) + 1 for n in own.amax(0))
-            if not torch.equal(own, _raster(height, width, len(own))) or height % m or width % m:
+            whole = height > 0 and height % m == width % m == 0
+            if not whole or not torch.equal(own, _raster(height, width, len(own))):
                 raise InputError(
                     f"{self.grid_name} must list an image's patches row by row, sides multiples of {m}, and then -1 for padding, "
                     f"got others for {height} x {width} patches. Pass everything the processor returned."

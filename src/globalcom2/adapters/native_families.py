@@ -65,3 +65,12 @@ NATIVE_FAMILIES = tuple(
         ("dots3_note", "native_more:Dots3NoteAdapter", "dots-studio/dots3-note-prev", REAL, "exact"),
     )
 )
+
+NATIVE_UNSUPPORTED = {
+    "hunyuan_vl": "newlines and bounds stand among its placeholders, and a prompt's positions depend on the images of others",
+    "hy_v4_vl": "each row of an image's tokens ends with a newline among the placeholders, which no guide knows yet",
+    "inkling": "its calls do not tell how the patches of an image lie",
+    "qwen2_5_omni": "it is several models; compress its thinker, model.thinker, which reads images",
+    "qwen3_omni_moe": "it is several models; compress its thinker, model.thinker, which reads images",
+}
+"""Families whose images keep their resolution, or seem to, and do not work with this package, with the reason."""
