@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from globalcom2 import CompressionConfig, select
+from globalcom2 import CompressionConfig, Method, select
 from globalcom2.adapters.families import load_adapter
 from globalcom2.adapters.windows import guide_size
 from globalcom2.hf.compression import Compression
@@ -26,8 +26,9 @@ def by_hand(module, query, key, value, attention_mask, scaling=None, **_):
     """An attention kernel that keeps what a softmax is made of."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = query @ key.mT * scale
-    SEEN.append((module, logits if attention_mask is None else logits + attention_mask))
-    return (SEEN[-1][1].softmax(-1) @ value).transpose(1, 2), None
+    logits = logits if attention_mask is None else logits + attention_mask
+    SEEN.append((module, logits, key))
+    return (logits.softmax(-1) @ value).transpose(1, 2), None
 
 
 AttentionInterface.register("by_hand", by_hand)
@@ -43,8 +44,8 @@ def inputs_of(case, images):
     return case.tiny.inputs([case.tiny.tag * len(images)], images)
 
 
-def kept_logits(case, module, images):
-    """Logits (heads, queries, keys) of each picture in that module, from the unpatched tower."""
+def heard(case, module, images):
+    """Of each picture in that module, logits (heads, queries, keys) and keys (heads, patches, dim), tower unpatched."""
     base = case.model.base_model
     adapter = load_adapter(case.name)
     tower = adapter.tower(base) if hasattr(base, "visual") else base.vision_tower
@@ -56,48 +57,60 @@ def kept_logits(case, module, images):
             base.get_image_features(**adapter.encode_arguments(base, inputs_of(case, images)))
     finally:
         tower.set_attn_implementation(before)
-    logits = [each[0] for found, each in SEEN if found is module]
+    found = [(logits[0], key[0]) for own, logits, key in SEEN if own is module]
     SEEN.clear()
     if case.name != "mistral3":
-        return logits
+        return found
+    ((logits, key),) = found
     edges = torch.tensor([0, *(4 * height * width for height, width in picture_grids(images))]).cumsum(0).tolist()
-    return [logits[0][:, a:b, a:b] for a, b in pairwise(edges)]
+    return [(logits[:, a:b, a:b], key[:, a:b]) for a, b in pairwise(edges)]
 
 
 def of_tokens(name, values, height, width):
-    """Values (patches,) in the tower's order as a map (height, width) of tokens, each the mean of its patches."""
-    where = []
+    """Values (patches, ...) in the tower's order as a map (height, width, ...) of tokens, each the mean of its patches."""
     if name in ROWS:
         where = [(y // 2, x // 2) for y, x in product(range(2 * height), range(2 * width))]
     elif name == "qwen2_5_vl":  # windows of 2 x 2 tokens, row by row; tokens in them row by row
+        where = []
         for top, left in product(range(0, height, 2), range(0, width, 2)):
             own = product(range(top, min(top + 2, height)), range(left, min(left + 2, width)))
             where += [place for place in own for _ in range(4)]
     else:
         where = [place for place in product(range(height), range(width)) for _ in range(4)]
-    tokens = torch.zeros(height, width)
-    for value, place in zip(values.tolist(), where, strict=True):
+    tokens = torch.zeros(height, width, *values.shape[1:])
+    for value, place in zip(values, where, strict=True):
         tokens[place] += value / 4
     return tokens
 
 
-def views_of(case, images, **options):
-    """Of each picture, a map (height, width) of its scores, and its guide's scores."""
+def on_picture(views, values):
+    """Values (windows, tokens, ...) of an image as a map (height, width, ...) of its tokens."""
+    (rows, cols), (height, width) = views.grid, views.token_grid
+
+    def stitched(x):
+        return x.unflatten(0, (rows, cols)).unflatten(2, (height, width)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+
+    shown = stitched(views.valid)
+    return stitched(values)[: int(shown.any(1).sum()), : int(shown.any(0).sum())]
+
+
+def views_of(case, images, method="globalcom2", **options):
+    """The views of each picture, with a batch axis of one."""
     found = {}
 
     def noting(views, known_grid):
-        (rows, cols), (height, width) = views.grid, views.token_grid
-        stitched = views.scores.unflatten(1, (rows, cols)).unflatten(3, (height, width)).transpose(2, 3)
-        canvas = stitched.reshape(-1, rows * height, cols * width)
-        shown = views.valid.view(rows, cols, height, width).transpose(1, 2).reshape(canvas.shape[1:])
-        size = int(shown.any(1).sum()), int(shown.any(0).sum())
-        guide = views.guide_scores.unflatten(1, views.guide_grid)
-        found[size] = (canvas[0, : size[0], : size[1]], guide[0])
+        found[on_picture(views, views.scores[0]).shape] = views
         return select(views, 0.5)
 
-    with torch.no_grad(), Compression(case.model, CompressionConfig(0.5, **options), noting):
+    with torch.no_grad(), Compression(case.model, CompressionConfig(0.5, method, **options), noting):
         case.model(**inputs_of(case, images))
     return [found[size] for size in picture_grids(images)]
+
+
+def maps_of(case, images, **options):
+    """Of each picture, a map (height, width) of its scores, and one of its guide's."""
+    every = views_of(case, images, **options)
+    return [(on_picture(own, own.scores[0]), own.guide_scores[0].unflatten(0, own.guide_grid)) for own in every]
 
 
 def pooled(scores, height, width):
@@ -115,13 +128,13 @@ def test_scores_of_several_images_are_those_of_attention_by_hand(case):
     images = [PICTURES[0], PICTURES[1]]
     adapter = load_adapter(case.name)
     base = case.model.base_model
-    logits = kept_logits(case, adapter.attention(base, adapter.default_layer(base)), images)
-    assert len(logits) == 2
-    received = [each.softmax(-1).mean((0, 1)) for each in logits]
-    mean_query = [each.mean((0, 1)) for each in logits]
+    found = heard(case, adapter.attention(base, adapter.default_layer(base)), images)
+    assert len(found) == 2
+    received = [logits.softmax(-1).mean((0, 1)) for logits, _ in found]
+    mean_query = [logits.mean((0, 1)) for logits, _ in found]
     for score, expected in (("received", received), ("mean_query", mean_query)):
-        found = views_of(case, images, score=score)
-        for values, (own, guide), size in zip(expected, found, picture_grids(images), strict=True):
+        maps = maps_of(case, images, score=score)
+        for values, (own, guide), size in zip(expected, maps, picture_grids(images), strict=True):
             tokens = of_tokens(case.name, values, *size)
             torch.testing.assert_close(own, tokens, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(guide, pooled(tokens, *guide_size(*size)), atol=1e-5, rtol=1e-4)
@@ -129,11 +142,11 @@ def test_scores_of_several_images_are_those_of_attention_by_hand(case):
 
 def test_guides_of_their_own_change_no_scores_and_have_those_of_a_picture_alone(case):
     images = PICTURES[:2]
-    pooled_guides = views_of(case, images, score="received")
-    together = views_of(case, images, score="received", guide="thumbnail")
+    pooled_guides = maps_of(case, images, score="received")
+    together = maps_of(case, images, score="received", guide="thumbnail")
     for image, (own, guide), (alone, other) in zip(images, together, pooled_guides, strict=True):
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
-        ((_, single),) = views_of(case, [image], score="received", guide="thumbnail")
+        ((_, single),) = maps_of(case, [image], score="received", guide="thumbnail")
         torch.testing.assert_close(guide, single, atol=1e-5, rtol=1e-4)
         assert guide.shape == other.shape
         assert (guide - other).abs().max() > 1e-4
@@ -144,8 +157,30 @@ def test_similarity_is_that_of_the_whole_image(case):
     adapter = load_adapter(case.name)
     with torch.no_grad():
         encoded = base.get_image_features(**adapter.encode_arguments(base, inputs_of(case, PICTURES[:2])))
-    found = views_of(case, PICTURES[:2], score="similarity")
+    found = maps_of(case, PICTURES[:2], score="similarity")
     for features, (own, _) in zip(encoded.pooler_output, found, strict=True):
         unit = torch.nn.functional.normalize(features, dim=-1)
         expected = -unit @ torch.nn.functional.normalize(features.mean(0), dim=-1)
         torch.testing.assert_close(own.flatten(), expected, atol=1e-5, rtol=0)
+
+
+def test_methods_read_keys_layers_and_features_of_the_same_tokens(case):
+    """Keys by hand; a further layer that is the layer of the scores; features whose similarity the scores are."""
+    adapter, base = load_adapter(case.name), case.model.base_model
+    layer = adapter.default_layer(base) % len(adapter.attentions(base))
+    by_hand = heard(case, adapter.attention(base, layer), PICTURES[:2])
+    toy = Method("toy", lambda views, ratio: None, reads=("features", "keys"), layers=(layer,))
+    for guide in ("pooled", "thumbnail"):
+        every = views_of(case, PICTURES[:2], toy, score="received", guide=guide)
+        similar = maps_of(case, PICTURES[:2], score="similarity", guide=guide)
+        for views, (_, key), (similarity, _) in zip(every, by_hand, similar, strict=True):
+            size = similarity.shape
+            expected = of_tokens(case.name, key.mean(0), *size)
+            torch.testing.assert_close(on_picture(views, views.keys[0, 1:]), expected, atol=1e-5, rtol=1e-4)
+            assert torch.equal(views.layer_scores[0, 0, 1:], views.scores[0])
+            features = on_picture(views, views.features[0, 1:]).flatten(0, 1)
+            cosine = torch.cosine_similarity(features, features.mean(0, keepdim=True))
+            torch.testing.assert_close(cosine.view(size), -similarity, atol=1e-5, rtol=0)
+            assert torch.equal(views.crop_features, views.features[:, 1:])
+            for told in (views.keys[0, 0], views.features[0, 0], views.layer_scores[0, 0, 0]):
+                assert not told.any(), "nothing of a guide"
