@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import random
 
-import batches
 import numpy as np
+
+import batches
 import questions
 from batches import COUNTING, NAMING, SEEING, TELLING, TURNS, mentions, special_words, tokenized
+from native.build import MOST, TOKEN, tokenizer
 from questions import Asked
 from scenes import COLORS, MOST_TAGS, Scene
 from tower import IGNORE, PARTS
-
-from native.build import MOST, TOKEN, tokenizer
 
 batches.tokenizer = tokenizer  # its functions, with this vocabulary
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-from build import CHAT_TEMPLATE, WORDS
-from build import tokenizer as word_tokenizer
-from tower import MEAN, STD
 from transformers import (
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -15,6 +12,10 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from build import CHAT_TEMPLATE, WORDS
+from build import tokenizer as word_tokenizer
+from tower import MEAN, STD
 
 PATCH, MERGE = 8, 2
 TOKEN = PATCH * MERGE  # side of a token, px

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from scenes import COLORS, SHAPES, WORDS, Scene, outline
 from torch import Tensor
-from tower import IGNORE, PARTS
 
 from native.build import TOKEN
 from native.pictures import MOST_THINGS
+from scenes import COLORS, SHAPES, WORDS, Scene, outline
+from tower import IGNORE, PARTS
 
 MOST_AROUND = 10
 COLUMNS = ("color", "shape", "tens", "units", "word")  # of the table of things, -1 where there is no such thing

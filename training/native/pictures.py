@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 
 from PIL import Image
+
+from native.build import MOST, TOKEN, WINDOW
 from scenes import (
     GRID_WEIGHTS,
     GRIDS,
@@ -25,8 +27,6 @@ from scenes import (
     place_tags,
     recompressed,
 )
-
-from native.build import MOST, TOKEN, WINDOW
 
 # scikit-learn is not needed: what a picture shows must not depend on what is installed.
 PHOTOS = tuple(name for name in TRAINING_PHOTOS if not name.startswith("sklearn"))

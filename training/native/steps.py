@@ -9,15 +9,15 @@ import random
 from dataclasses import replace
 
 import numpy as np
-from batches import TURNS
 from PIL import Image
-from scenes import Scene
-from tower import PARTS
 
+from batches import TURNS
 from native.asking import KINDS, KNOWN, LAYERS, Turn, facts, hints, turns_about
 from native.build import tokenizer
 from native.labels import owned, padded
 from native.pictures import PHOTOS, crowded, decoder_size, tower_size, usual
+from scenes import Scene
+from tower import PARTS
 
 Arrays = dict[str, np.ndarray]
 ALL_TOKENS = 0.4  # share of the decoder's steps that see all tokens
@@ -133,5 +133,3 @@ def by_layer(guided: list[tuple[int, ...]]) -> Arrays:
     rows = np.array(guided, np.int16)
     rows = rows[np.argsort(rows[:, 2], kind="stable")]
     return {"guided": rows, "guided_of": np.bincount(rows[:, 2], minlength=len(LAYERS)).astype(np.int16)}
-
-
