@@ -110,6 +110,8 @@ def print_answers(found: Comparison, name: str | None = None) -> None:
         found: All tokens' answer and those of the runs.
         name: What the image is called; None leaves it out.
     """
+    from globalcom2.drawing.panel import Panel  # noqa: PLC0415
+
     console = Console(highlight=False)
     title = found.question if name is None else f"{name}: {found.question}"
     table = Table(title=_shown(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -130,10 +132,14 @@ def print_answers(found: Comparison, name: str | None = None) -> None:
         which = f" by {run.setting}" if len(found.runs) > 1 else ""
         if ratios or not which:
             took = f"Selection: {run.selection_seconds * 1e3:.1f} ms."
-            console.print(Text(f"Kept per crop{which}: {ratios or '-'}. {took}"))
+            kind = "crop" if run.entry is None else Panel(run.entry).crop_kind
+            console.print(Text(f"Kept per {kind}{which}: {ratios or '-'}. {took}"))
     if found.full.tower_flops is not None:
         unit, size = flops_unit(found.full.tower_flops)
         console.print(f"Vision tower, in every call: {found.full.tower_flops / size:,.2f} {unit}.")
+        for run in found.runs:
+            if run.tower_flops not in (None, found.full.tower_flops):
+                console.print(Text(f"With its guide, by {run.setting}: {run.tower_flops / size:,.2f} {unit}."))
 
 
 def _shown(text: str) -> Text:

@@ -43,7 +43,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
         (model, processor).
 
     Raises:
-        InputError: An unknown name, dtype, device or attention implementation.
+        InputError: An unknown name, dtype, device or attention implementation, or a processor that cannot be loaded.
         UnsupportedModelError: A family without an adapter.
     """
     target = _device(device)
@@ -52,8 +52,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
     if name == MINI:
         model, processor = load_mini(**kwargs)
     else:
+        processor = load_processor(name)  # before the weights, which take longer
         model = AutoModelForImageTextToText.from_pretrained(name, **kwargs).eval()
-        processor = AutoProcessor.from_pretrained(name)
     return model.to(target), processor
 
 
@@ -64,13 +64,20 @@ def load_processor(name: str) -> Any:
         name: "mini", a folder with a checkpoint, or a name on the hub.
 
     Raises:
-        InputError: It cannot be loaded, for example since the folder has the configuration alone.
+        InputError: It cannot be loaded, for example since the folder has the configuration alone, or since transformers
+            needs a library for it that is not installed.
     """
     try:
         if name == MINI:
             return LlavaNextProcessor.from_pretrained(FOLDER, local_files_only=True, backend="pil")
         return AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
+    except ImportError as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        raise InputError(
+            f"model must have a processor whose libraries are installed, got {name!r}, of which transformers says: "
+            f"{reason:.300}. Install what is missing, for example with `pip install torchvision`."
+        ) from error
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"model must come with its processor's files, got {name!r}, whose processor could not be loaded: {reason:.300}"

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from globalcom2.adapters.families import load_adapter
 from globalcom2.core.methods import get_method
 from globalcom2.core.newlines import occupied_lines
 from globalcom2.core.selection import Keep
 from globalcom2.core.views import Views
+from globalcom2.errors import UnsupportedModelError
 from globalcom2.hf.compression import Compression, compress
 from globalcom2.hf.unknown_grid import GRID_UNKNOWN
 from globalcom2.lab.dataset import Example
@@ -105,7 +107,15 @@ def analyze_views(
 
     Returns:
         Rows as `evals.summarize` makes them, with `condition` instead of method and ratio; "all tokens" is first.
+
+    Raises:
+        UnsupportedModelError: A model whose images have no thumbnail.
     """
+    if load_adapter(model.config.model_type).native:
+        raise UnsupportedModelError(
+            f"model must be of a family whose images have a thumbnail and crops, got {model.config.model_type}, whose images "
+            "keep their resolution. `globalcom2 eval` compares methods there."
+        )
     runs: list[tuple[dict[str, Any], list[Outcome]]] = []
     blocks: dict[str, Callable[[], AbstractContextManager[Any]]] = {FULL: nullcontext}
     for name, (thumbnail, crops) in CONDITIONS.items():

@@ -40,7 +40,7 @@ class Answer:
     prefill_flops: int | None
     """Operations of the language model on the prompt; None for a model family whose formula is not known."""
     tower_flops: int | None
-    """Operations of the vision tower on all views, alike in all settings; None as above."""
+    """Operations of the vision tower on all views, alike in all settings but those whose guide it reads; None as above."""
     seconds: float
     """Of the whole `generate` call, vision tower included."""
 
@@ -144,12 +144,11 @@ class Call:
         ids = self.inputs["input_ids"]
         self.visual = int((ids == model.config.image_token_id).sum())
         self.rest = ids.shape[1] - self.visual
-        self.tower = _known(lambda: _tower(model, self.inputs))
 
     def full(self) -> Answer:
         """The answer with all visual tokens."""
         text, seconds = self._answer()
-        return Answer(answer=text, seconds=seconds, **self._costs(self.visual))
+        return Answer(answer=text, seconds=seconds, tower_flops=self._tower(), **self._costs(self.visual))
 
     def run(self, setting: Setting, compression: Compression) -> Run:
         """The answer in one setting; `compression` is its block."""
@@ -167,6 +166,7 @@ class Call:
             crop_ratios=[] if entry is None else entry.crop_ratios,
             selection_seconds=report.seconds.get("selection", 0.0),
             entry=entry,
+            tower_flops=self._tower(None if entry is None else setting.options.get("guide")),
             mean_retention=1.0 if report.mean_retention is None else report.mean_retention,
             **self._costs(*((self.visual, None) if entry is None else (report.tokens_after, compression.drops))),
         )
@@ -182,8 +182,17 @@ class Call:
             "visual_tokens": visual,
             "prompt_tokens": prompt,
             "prefill_flops": _known(lambda: call_prefill_flops(self.model.config, prompt, visual, drops)),
-            "tower_flops": self.tower,
         }
+
+    def _tower(self, guide: str | None = None) -> int | None:
+        """Operations of the vision tower on the call's one image, and on its guide if the tower reads one."""
+        model, call = self.model, {**self.inputs, "input_ids": self.inputs["input_ids"].cpu()}
+
+        def count() -> int:
+            layouts = load_adapter(model.config.model_type).guided(guide).layouts(model.base_model, call)
+            return sum(vision_cost(model.config, layout, padded_length(call)).tower for layout in layouts)
+
+        return _known(count)
 
     def _generate(self, new: int) -> torch.Tensor:
         out: torch.Tensor = self.model.generate(**self.inputs, max_new_tokens=new, do_sample=False)
@@ -256,13 +265,6 @@ def _prepared(model: Any, processor: Any, image: Image.Image, question: str) -> 
 
     made = question_inputs(model.config, processor, image, question)
     return {name: moved(value) for name, value in made.items()}
-
-
-def _tower(model: Any, inputs: dict[str, Any]) -> int:
-    """Operations of the vision tower on the call's one image."""
-    call = {**inputs, "input_ids": inputs["input_ids"].cpu()}
-    layouts = load_adapter(model.config.model_type).layouts(model.base_model, call)
-    return sum(vision_cost(model.config, layout, padded_length(call)).tower for layout in layouts)
 
 
 def _known(count: Callable[[], int]) -> int | None:
