@@ -138,7 +138,7 @@ def features(tower: nn.Module, images: Tensor) -> Tensor:
         mlp, y = block.mlp, rms(x, block.norm2)
         x = x + mlp.down_proj(F.silu(mlp.gate_proj(y)) * mlp.up_proj(y))
     merged = rms(x, tower.merger.ln_q).reshape(len(images), rows * cols, -1)
-    return tower.merger.mlp(merged)[:, order.back]
+    return tower.merger.mlp(merged).index_select(1, order.back)  # whose gradient needs no sorting
 
 
 class Heads(nn.ModuleDict):
