@@ -264,11 +264,15 @@ def tune_bounds() -> str:
 
 
 def families() -> str:
-    """Supported families, one line each, with a checkpoint's name on the hub."""
+    """Supported families: those that cut images one line each, with a checkpoint's name on the hub; all others in one."""
+    known = [get_family(name) for name in list_models()]
+    native = [family for family in known if family.thumbnail.startswith("none")]
     lines = ["| model type | a checkpoint |", "|---|---|"]
-    for name in list_models():
-        lines.append(f"| `{name}` | {next(iter(get_family(name).checkpoints), '-')} |")
-    return "\n".join(lines)
+    for family in known:
+        if family not in native:
+            lines.append(f"| `{family.model_type}` | {next(iter(family.checkpoints), '-')} |")
+    names = ", ".join(f"`{family.model_type}`" for family in native)
+    return "\n".join([*lines, "", f"Images that keep their resolution: {names}."])
 
 
 TABLES: dict[str, Callable[[], str]] = {
