@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
-from transformers import BatchFeature
-from transformers.image_utils import make_flat_list_of_images
 from transformers.models.cohere_compass.image_processing_pil_cohere_compass import CohereCompassImageProcessorPil
 from transformers.models.cosmos3_edge.image_processing_pil_cosmos3_edge import Cosmos3EdgeImageProcessorPil
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
@@ -20,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
 
 from families.native import EXPERTS, GLM, LAYERED, MROPE, PATCH, PIXELS, QWEN, TOKEN, TOWER, ids, model_of, text_of
+from families.native_more_stand_ins import LargePatches, RowsOfPatches
 from families.native_stand_ins import PixtralPrompts
 from families.tagged import unchecked
 from tiny import Tiny, finished, tokenizer
@@ -286,60 +283,6 @@ def qwen3_omni_moe_thinker() -> Tiny:
     vision = {**TOWER, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     sound = {**SOUND, "output_dim": 64, "downsample_hidden_size": 16}
     return thinker("Qwen3OmniMoeThinker", vision, sound, head_dim=16, **EXPERTS)
-
-
-class RowsOfPatches:
-    """Stands in for Muse Glimmer's image processor: the same keys, order and shapes, sides of whole tokens."""
-
-    model_input_names = ("pixel_values", "image_grid_thw")
-
-    def __init__(self, patch_size: int, merge_size: int):
-        self.patch_size, self.merge_size = patch_size, merge_size
-
-    def fetch_images(self, images: Any) -> Any:
-        return images
-
-    def __call__(self, images: Any, **_: Any) -> BatchFeature:
-        patches, grids = [], []
-        for image in make_flat_list_of_images(images):
-            own, rows, columns = cut(image, self.patch_size, self.merge_size)
-            patches.append(own.movedim(-1, 1).flatten(1).repeat(1, 2))  # two frames, each by channel
-            grids.append([1, rows, columns])
-        return BatchFeature({"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)})
-
-
-class LargePatches:
-    """Stands in for Gemma 4's image processor of the family without a tower: the same keys, order and padding."""
-
-    model_input_names = ("pixel_values", "image_position_ids", "num_soft_tokens_per_image")
-
-    def __init__(self, side: int):
-        self.side = side
-
-    def fetch_images(self, images: Any) -> Any:
-        return images
-
-    def __call__(self, images: Any, **_: Any) -> BatchFeature:
-        all_cut = [cut(image, self.side, 1) for image in make_flat_list_of_images(images)]
-        longest = 3 + max(len(patches) for patches, _, _ in all_cut)
-        pixels, places = [], []
-        for patches, rows, columns in all_cut:
-            where = torch.tensor([[x, y] for y in range(rows) for x in range(columns)])
-            missing = (0, 0, 0, longest - len(patches))
-            pixels.append(torch.nn.functional.pad(patches.flatten(1), missing))
-            places.append(torch.nn.functional.pad(where, missing, value=-1))
-        counts = [len(patches) for patches, _, _ in all_cut]
-        made = {"pixel_values": torch.stack(pixels), "image_position_ids": torch.stack(places)}
-        return BatchFeature({**made, "num_soft_tokens_per_image": counts})
-
-
-def cut(image: Image.Image, side: int, whole: int) -> tuple[torch.Tensor, int, int]:
-    """Patches (patches, side, side, 3) row by row, and how many rows and columns, multiples of `whole`."""
-    token = side * whole
-    width, height = (max(1, round(length / token)) * token for length in image.size)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
-    rows = torch.from_numpy(pixels).unfold(0, side, side).unfold(1, side, side)
-    return rows.flatten(0, 1).permute(0, 2, 3, 1), height // side, width // side
 
 
 MORE: dict[str, Callable[[], Tiny]] = {
