@@ -16,7 +16,7 @@ RATIO = 0.2
 STOCK_BEAMS_ARE_WRONG = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
 """With several images in a prompt: transformers 5.24 hands a beam another prompt's image."""
 NEW_CACHES = CACHE == "cache"
-"""From transformers 5.24 on."""
+"""From transformers 5.24 on. Before, stock models expand images wrongly for beams and several returns."""
 
 
 @pytest.fixture(params=NATIVE)
@@ -44,7 +44,7 @@ def test_beams_and_several_returns(case):
     assert torch.equal(ours[:, : case.length], case.batch["input_ids"].repeat_interleave(2, 0))
     for row, one in enumerate(case.rows):
         several = len(IMAGES_OF_ROWS[row]) > 1
-        if case.name in RECURRENT or (several and case.name in STOCK_BEAMS_ARE_WRONG):
+        if case.name in RECURRENT or not NEW_CACHES or (several and case.name in STOCK_BEAMS_ARE_WRONG):
             with compress(model, RATIO):
                 theirs = model.generate(**one, **beams)
         else:
@@ -60,7 +60,9 @@ def test_sampling_with_a_seed(case):
         ours = model.generate(**case.batch, **options)
         keep = keep_of(model, case.batch, compression.report)
     torch.manual_seed(5)
-    if case.name in RECURRENT or case.name in STOCK_BEAMS_ARE_WRONG:  # returns are expanded as beams are
+    if (
+        case.name in RECURRENT or not NEW_CACHES or case.name in STOCK_BEAMS_ARE_WRONG
+    ):  # returns are expanded as beams are
         twice = {"text": [t for t in words(case.tiny.tag) for _ in range(2)], "images": doubled()}
         with compress(model, RATIO):
             inputs = case.tiny.inputs(twice["text"], twice["images"])
@@ -92,6 +94,8 @@ def test_ways_through_generate_that_answer_alike(case):
 
 def test_a_second_turn_on_the_cache(case):
     """Equal to one pass over the whole conversation, though another call came between and left its own positions."""
+    if case.name == "ernie4_5_vl_moe" and not NEW_CACHES:
+        pytest.skip("before transformers 5.24, the unpatched model continues no cache: kinds of tokens are not cut")
     model = case.model
     more = torch.randint(3, 180, (4, 5), generator=torch.Generator().manual_seed(4))
     with compress(model, RATIO) as compression:
