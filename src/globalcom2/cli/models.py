@@ -13,7 +13,7 @@ from rich.table import Table
 
 from globalcom2.adapters.families import get_family, list_models
 from globalcom2.adapters.family import Family
-from globalcom2.adapters.tables import markdown_tables
+from globalcom2.adapters.tables import markdown_tables, native
 from globalcom2.cli.options import Json, check_one_format
 from globalcom2.cli.output import print_list
 
@@ -50,8 +50,13 @@ def _print_table(families: list[Family]) -> None:
     table.add_column("model type", no_wrap=True)
     table.add_column("a checkpoint on the hub", overflow="fold")
     table.add_column("vLLM", no_wrap=True)
-    for family in families:
-        table.add_row(family.model_type, next(iter(family.checkpoints), "-"), "yes" if family.vllm else "no")
+    for kept_whole in (False, True):
+        for family in families:
+            if native(family) is kept_whole:
+                checkpoint = next(iter(family.checkpoints), "-")
+                table.add_row(family.model_type, checkpoint, "yes" if family.vllm else "no")
+        table.add_section()
     console = Console(highlight=False)
     console.print(table)
+    console.print("Above the line, images are cut into crops. Below it they keep their resolution.")
     console.print("Where scores come from and what was tested: globalcom2 models --details.")

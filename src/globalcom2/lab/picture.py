@@ -174,12 +174,22 @@ def _draw_commander(figure: Figure, panel: Panel, size: Sizes, top: float) -> No
         return _frame(axes, width, height)
     colors = marks.heat(view.scores, *limits)
     axes.imshow(colors, extent=(0, width, height, 0), alpha=0.6, interpolation="bilinear", zorder=1.5)
+    if view.commands_only:
+        _draw_windows(axes, panel, view.size)
     _frame(axes, width, height)
     scale = _axes(figure, MARGIN, top + SMALL + size.commander[0] + 0.1, 0.11, max(size.commander[1], NARROWEST))
     scale.imshow(marks.heat(np.linspace(0, 1, 256)[None], 0, 1), aspect="auto", extent=(0, 1, 0, 1))
     for x, where, text in ((0, "left", f"{limits[0]:.3g}"), (0.5, "center", "score"), (1, "right", f"{limits[1]:.3g}")):
         scale.text(x, -0.35, text, ha=where, va="top", fontsize=8.5)
     return None
+
+
+def _draw_windows(axes: Axes, panel: Panel, guide: tuple[int, int]) -> None:
+    """Lines on a guide of that (height, width) where one window ends and the next begins."""
+    layout = panel.entry.layout
+    for n, (draw, limit) in enumerate(((axes.axhline, guide[0]), (axes.axvline, guide[1]))):
+        for place in range(1, layout.grid[n]):
+            draw(place * layout.token_grid[n] / layout.size[n] * limit, color="white", linewidth=1.2, zorder=4)
 
 
 def _draw_crops(figure: Figure, panel: Panel, size: Sizes, top: float) -> None:
