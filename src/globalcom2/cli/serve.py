@@ -54,6 +54,7 @@ def serve(
     files = config or []
     others = [part for file in files if not serving.is_ours(file) for part in ("--config", file)]
     settings = serving.config_of(model, [file for file in files if serving.is_ours(file)], preset, ratio, method)
+    serving.check_model(model, settings, network=not dry_run)
     made = serving.command(model, settings, floor, per_request, [*context.args, *others])
     kept = f"{settings.retention_ratio:.4g} of its visual tokens, chosen by {settings.method_text}"
     notes.print(f"Each image keeps {kept}.", highlight=False)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from globalcom2.core.budget import check_ratio
-from globalcom2.errors import InputError
+from globalcom2.errors import InputError, UnsupportedModelError
 from globalcom2.hf.config import CompressionConfig
 from globalcom2.hf.config_files import settings_in
-from globalcom2.integrations.vllm import check_version
+from globalcom2.integrations.vllm import MODELS, check_version
 from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION
 from globalcom2.mini import FOLDER
 
@@ -71,6 +71,34 @@ def config_of(
     config = config.replace(**{name: value for name, value in told.items() if value is not None})
     config.vllm_overrides()
     return config
+
+
+def check_model(model: str, config: CompressionConfig, *, network: bool = True) -> None:
+    """Raise for a model that the plugin does not know: vLLM would serve it with all its tokens.
+
+    Args:
+        model: "mini", or whatever `vllm serve` takes.
+        config: What the engine is to do.
+        network: Whether to ask the hub for the configuration of a model that is no folder.
+
+    Raises:
+        UnsupportedModelError: A model of another architecture. What cannot be read is left to vLLM.
+    """
+    if model == "mini" or config.keeps_all or not (network or Path(model).is_dir()):
+        return
+    from transformers import PretrainedConfig  # noqa: PLC0415
+
+    try:
+        found = PretrainedConfig.get_config_dict(model)[0]
+    except Exception:  # no such model, no network, or no JSON: vLLM says which
+        return
+    names = found.get("architectures") or []
+    if names and not any(name in MODELS for name in names):
+        raise UnsupportedModelError(
+            f"model must be one that globalcom2's vLLM plugin compresses ({', '.join(MODELS)}), got {' and '.join(names)} in "
+            f"{model!r}: vLLM would serve it with all of its tokens. Use `vllm serve` for that, or transformers with "
+            "compress()."
+        )
 
 
 def is_ours(file: str) -> bool:
