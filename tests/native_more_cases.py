@@ -9,15 +9,17 @@ from functools import cache
 
 import torch
 
-from families.native_more import MORE
+from families import native_more
+from families.native_omni import OMNI
 from tiny import footprint, picture
 
+MORE = {**native_more.MORE, **OMNI}
 PICTURES = [picture(120, 136, 1), picture(48, 40, 2), picture(24, 136, 4)]
 """17 x 15 tokens of 8 px, which are 2 x 2 windows, 5 x 6, and 17 x 3, which are two windows."""
 IMAGES_OF_ROWS = [PICTURES[:1], PICTURES[1:], []]
 NEW = 4
 LOGITS = {"max_new_tokens": NEW, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-STATEFUL = ("glm5_next", "lfm3_vl", "qwen4_exp")
+STATEFUL = ("glm5_next", "lfm3_vl", "nemotron_h_omni", "qwen4_exp")
 """Recurrent layers or convolutions over the prompt, which a masked token changes all the same: holes prove nothing.
 
 Nor do they in `minimax_m3_vl`, whose sparse layers take positions for places among the keys.
@@ -30,7 +32,7 @@ SIMILARITY = ("gemma4_unified", "lighton_ocr")
 WINDOWED = ("exaone4_5", "hyperclovax_vision_v2", "muse_glimmer", "qwen2_5_omni_thinker")
 """Towers whose middle layer alone sees the whole image, and which read windows of 4 x 4 patches one after another."""
 PIXTRAL = ("lighton_ocr", "mistral_large4")
-ROW_BY_ROW = ("gemma4", "mistral_large4", "muse_glimmer")
+ROW_BY_ROW = ("gemma4", "mistral_large4", "muse_glimmer", "nemotron_h_omni")
 
 
 @cache
@@ -126,6 +128,8 @@ def sizes_of(name, batch):
     if "image_grid_thw" in batch:
         side = 1 if name == "video_llama_3" else 2
         return [(h // side, w // side) for _, h, w in batch["image_grid_thw"].tolist()]
+    if "image_grid_hw" in batch:
+        return [(h // 2, w // 2) for h, w in batch["image_grid_hw"].tolist()]
     if "image_sizes" in batch:
         return [(h // 8, w // 8) for h, w in batch["image_sizes"].tolist()]
     side = 1 if name == "gemma4_unified" else 3

@@ -260,36 +260,10 @@ def dots3_note() -> Tiny:
     )
 
 
-def thinker(kind: str, vision: dict[str, Any], audio: dict[str, Any], **text: Any) -> Tiny:
-    """Qwen2-VL's processor, which writes images as those of the Omni models do."""
-    tok = tokenizer(*QWEN.values(), "<|audio|>", "<|sound|>", named=QWEN)
-    images = Qwen2VLImageProcessorPil(temporal_patch_size=2, **PIXELS)
-    ready = unchecked(transformers.Qwen2VLProcessor, images, tok, None)
-    ready.return_mm_token_type_ids = False
-    more = {f"audio_{name}_id": tok.convert_tokens_to_ids("<|audio|>") for name in ("token", "start_token")}
-    more["audio_start_token_id"] += 1
-    model = model_of(kind, tok, vision, text_of(tok, **text), audio_config=audio, **ids(tok, QWEN), **more)
-    return Tiny(model, ready, "<|vision_start|><|image_pad|><|vision_end|>")
-
-
-SOUND = {"num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 32}
-
-
-def qwen2_5_omni_thinker() -> Tiny:
-    return thinker("Qwen2_5OmniThinker", WINDOWED, {**SOUND, "output_dim": 64})
-
-
-def qwen3_omni_moe_thinker() -> Tiny:
-    vision = {**TOWER, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-    sound = {**SOUND, "output_dim": 64, "downsample_hidden_size": 16}
-    return thinker("Qwen3OmniMoeThinker", vision, sound, head_dim=16, **EXPERTS)
-
-
 MORE: dict[str, Callable[[], Tiny]] = {
     make.__name__: make
     for make in (
         exaone4_5, glm5_next, cohere_compass, lighton_ocr, gemma4, gemma4_unified, lfm3_vl, minimax_m3_vl, video_llama_3,
         hyperclovax_vision_v2, cosmos3_omni, cosmos3_edge, muse_glimmer, qwen4_exp, mistral_large4, dots3_note,
-        qwen2_5_omni_thinker, qwen3_omni_moe_thinker,
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Stand-ins for image processors that need torchvision: Muse Glimmer's, and that of Gemma 4 without a tower."""
+"""Stand-ins for image processors that need torchvision: Muse Glimmer's, Nemotron's, and that of Gemma 4 without a tower."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ class RowsOfPatches:
             patches.append(own.movedim(-1, 1).flatten(1).repeat(1, 2))  # two frames, each by channel
             grids.append([1, rows, columns])
         return BatchFeature({"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)})
+
+
+class PackedPatches(RowsOfPatches):
+    """Stands in for Nemotron H Omni's image processor, in the same way."""
+
+    model_input_names = ("pixel_values", "image_grid_hw")
+    downsample_ratio = 0.5
+
+    def __call__(self, images: Any, **_: Any) -> BatchFeature:
+        cuts = [cut(image, self.patch_size, self.merge_size) for image in make_flat_list_of_images(images)]
+        patches = [own.movedim(-1, 1).flatten(1) * 2 - 1 for own, _, _ in cuts]
+        grids = torch.tensor([[rows, columns] for _, rows, columns in cuts])
+        return BatchFeature({"pixel_values": torch.cat(patches), "image_grid_hw": grids})
 
 
 class LargePatches:

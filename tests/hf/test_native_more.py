@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from families.native_more import MORE
 from globalcom2 import compress
 from native_more_cases import (
     CLOSED,
     LOGITS,
+    MORE,
     ROTARY,
     SIMILARITY,
     STATEFUL,

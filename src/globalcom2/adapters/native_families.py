@@ -1,4 +1,4 @@
-"""What the registry knows of the native-resolution families of `native_more`, `gemma4` and `omni`."""
+"""What the registry knows of the native-resolution families of `native_more`, `gemma4`, `omni` and `nemotron_h_omni`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ NATIVE_FAMILIES = tuple(
             "omni:ThinkerAdapter",
             "Qwen/Qwen3-Omni-30B-A3B-Instruct",
             "random weights with the real image processor; sound and videos not",
+            "exact",
+        ),
+        (
+            "nemotron_h_omni",
+            "nemotron_h_omni:NemotronHOmniAdapter",
+            "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",
+            f"{STAND_IN}; sound not",
             "exact",
         ),
         ("dots3_note", "native_more:Dots3NoteAdapter", "dots-studio/dots3-note-prev", REAL, "exact"),
