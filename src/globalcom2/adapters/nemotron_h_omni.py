@@ -20,7 +20,7 @@ class NemotronHOmniAdapter(NativeAdapter):
     grid_name = "image_grid_hw"
 
     def merge(self, base: Any) -> int:  # noqa: D102
-        return round(1 / base.config.downsample_ratio)
+        return round(1 / float(base.config.downsample_ratio))
 
     def attentions(self, base: Any) -> list[nn.Module]:  # noqa: D102
         return [layer.attention for layer in base.vision_model.encoder.layer]
