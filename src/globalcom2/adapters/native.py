@@ -37,6 +37,8 @@ class NativeAdapter(Adapter):
     """Whether patches come row by row. Else blocks that make a token come one after another."""
     channels_last = False
     """Whether the values of a patch have the channels of each pixel together. Else they come channel by channel."""
+    frames_first = False
+    """Whether a patch with several frames has all channels of one before the next. Else all frames of a channel."""
     grid_name = "image_grid_thw"
 
     def check(self, base: Any) -> None:

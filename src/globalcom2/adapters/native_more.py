@@ -111,6 +111,7 @@ class MuseGlimmerAdapter(WindowedTower):
     """Adapter of `muse_glimmer`: patches row by row, and windows of patches in most of the tower's layers."""
 
     row_by_row = True
+    frames_first = True
 
     def merge(self, base: Any) -> int:  # noqa: D102
         return int(base.config.vision_config.merge_size)

@@ -28,6 +28,8 @@ class Rebuilding:
     """Patches come in blocks of so many on a side; 1 for row by row."""
     channels_last: bool
     """Whether a patch's values have the three channels of a pixel together."""
+    frames_first: bool
+    """Whether they have all channels of a frame before the next one."""
 
     def picture(self, given: Tensor, layouts: Sequence[Layout], index: int) -> Tensor | None:
         """One image of a call, float (3, height, width), as the processor normalised it.
@@ -56,8 +58,9 @@ class Rebuilding:
         flat = patches.flatten(1)
         if flat.shape[1] % (3 * self.side**2):
             return None
+        flat = flat[:, : 3 * self.side**2] if self.frames_first else flat  # frames of an image are copies
         flat = channels_first(flat, self.side) if self.channels_last else flat
-        return image_of(flat, size, self.side, self.block)[0]  # frames of an image are copies
+        return image_of(flat, size, self.side, self.block)[0]
 
 
 def rebuilding_of(adapter: Adapter, base: Any) -> Rebuilding | None:
@@ -73,4 +76,4 @@ def rebuilding_of(adapter: Adapter, base: Any) -> Rebuilding | None:
         side, merge = adapter.side(base), adapter.merge(base)
     except AttributeError:  # a family of another package, whose configuration has other names
         return None
-    return Rebuilding(side, merge, 1 if adapter.row_by_row else merge, adapter.channels_last)
+    return Rebuilding(side, merge, 1 if adapter.row_by_row else merge, adapter.channels_last, adapter.frames_first)
