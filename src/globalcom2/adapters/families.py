@@ -230,7 +230,6 @@ UNSUPPORTED = {
     "gemma3": "pan-and-scan crops do not tile the image, and text stands between them",
     "gemma3n": "it has no crops",
     "idefics2": "its tokens are latents of a resampler, which have no place in the image",
-    "minicpmv4_7": "positions of its tokens follow from all views of an image together, so dropping some moves the rest",
     "mllama": "it reads images by cross-attention: there are no visual tokens in the prompt, and no thumbnail",
     "molmo2": "overlapping crops are stitched into one map before tokens are pooled",
     "perception_lm": "its tower is a timm model, which was not at hand, and nothing tells its grid; not built yet",

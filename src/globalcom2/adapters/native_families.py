@@ -1,4 +1,7 @@
-"""What the registry knows of the native-resolution families of `native_more`, `gemma4`, `omni` and `nemotron_h_omni`."""
+"""What the registry knows of the native-resolution families of `native_more`, `gemma4`, `omni` and `nemotron_h_omni`.
+
+And of `minicpmv4_7`, whose images are cut, but whose tokens are numbered by their places in them too.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,18 @@ NATIVE_FAMILIES = tuple(
         ),
         ("dots3_note", "native_more:Dots3NoteAdapter", "dots-studio/dots3-note-prev", REAL, "exact"),
     )
+)
+
+NATIVE_FAMILIES += (
+    Family(
+        "minicpmv4_7",
+        "globalcom2.adapters.minicpmv4_7:MiniCPMV47Adapter",
+        "similarity of projected features (SigLIP tower without [CLS])",
+        "first, with its own token grid",
+        REAL,
+        "exact; tags between views stay and are not counted; grid from the tags",
+        checkpoints=("openbmb/MiniCPM-V-4.7-1B",),
+    ),
 )
 
 NATIVE_UNSUPPORTED = {
