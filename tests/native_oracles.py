@@ -20,7 +20,10 @@ class Caught(Exception):
 
 
 def language_inputs(model: Any, inputs: Any) -> dict[str, Any]:
-    """What the unpatched model hands its language model: embeddings, positions (None where plain), deeper features."""
+    """What the unpatched model hands its language model: embeddings, positions (None where plain), deeper features.
+
+    Call it outside of compressed blocks.
+    """
     seen: dict[str, Any] = {}
 
     def catch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
