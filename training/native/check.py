@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from scenes import GRID_WEIGHTS, GRIDS, TUNING_PHOTOS
 from torch import Tensor, nn
 
 from native.asking import KINDS, question
 from native.build import END, IMAGE, START, TOKEN, WINDOW, image_processor, tokenizer
 from native.pictures import usual
+from scenes import GRID_WEIGHTS, GRIDS, TUNING_PHOTOS
 
 ROWS = 64  # questions that are answered side by side
 LONGEST = 5  # tokens of an answer with its end

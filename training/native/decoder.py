@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from batches import SEEING, TURNS
-from tower import IGNORE, PARTS
 from torch import Tensor, nn
 
+from batches import SEEING, TURNS
 from native.asking import ANY_TOKEN, CENTRE_COLOR, KINDS, KNOWN, LAYERS, WORD
 from native.build import END, MOST, START, WIDTH, tokenizer
 from native.feed import Batch
 from native.tower import rms, rotated
+from tower import IGNORE, PARTS
 
 OPENING = ("<s>", "<user>", START)
 BEFORE = len(OPENING)
@@ -76,6 +76,17 @@ def positions(size: tuple[int, int], visual: Tensor, place: Tensor) -> Tensor:
     return torch.cat([opening, picture, closing, (end + 1 + place).expand(3, -1, -1)], 2)
 
 
+def rotation(language: nn.Module, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, each float (B, L, 1, dim of a head), of positions (3, B, L): sections of the frequencies take turns."""
+    rope = language.rotary_emb
+    parts = (places[..., None].float() * rope.inv_freq).split(
+        list(language.config.rope_parameters["mrope_section"]), -1
+    )
+    angle = torch.cat([part[number % 3] for number, part in enumerate(parts)], -1)
+    angle = torch.cat([angle, angle], -1)[:, :, None]
+    return angle.cos(), angle.sin()
+
+
 def turns_mask(turn: Tensor, before: int) -> Tensor:
     """A turn sees the picture and itself up to each word, (B, 1, T, L), 0 or -inf."""
     same = (turn[:, :, None] == turn[:, None]).tril()
@@ -117,13 +128,13 @@ def read(model: nn.Module, batch: Batch, tokens: Tensor) -> Read:
     text = language.embed_tokens(arrays["ids"].long())
     x = torch.cat([framed[:, :BEFORE], kept.float(), framed[:, BEFORE:], text], 1)
     before = x.shape[1] - text.shape[1]
-    cos, sin = language.rotary_emb(x, positions(tuple(batch.numbers["size"][:2]), visual, place))
+    cos, sin = rotation(language, positions(tuple(batch.numbers["size"][:2]), visual, place))
     mask = turns_mask(arrays["turn"], before)
     seen, states = [], [x]
     for layer in language.layers:
         mine, y = layer.self_attn, rms(x, layer.input_layernorm)
         q, k, v = (part(y).view(*y.shape[:2], -1, mine.head_dim) for part in (mine.q_proj, mine.k_proj, mine.v_proj))
-        q, k = (rotated(t, cos[:, :, None], sin[:, :, None]).to(v.dtype) for t in (q, k))
+        q, k = (rotated(t, cos, sin).to(v.dtype) for t in (q, k))
         out, weights = layer_attention(*(t.transpose(1, 2) for t in (q, k, v)), mask)
         x = x + mine.o_proj(out)
         mlp, y = layer.mlp, rms(x, layer.post_attention_layernorm)
@@ -229,5 +240,3 @@ def answered(found: Read, batch: Batch) -> Tensor:
     right = there * (mistakes.flatten() == 0)
     out = torch.zeros(2, len(KINDS), dtype=torch.long, device=turn.device)
     return out.scatter_add(1, kinds.clamp(min=0).expand(2, -1), torch.stack([right, there]))
-
-

@@ -17,18 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-from evaluation_set import SETS, questions_about
 from pyarrow import parquet
+
+from evaluation_set import SETS, questions_about
+from native.build import TOKEN
 from questions import Asked
 from scenes import Scene, Tag, scene
 
-from native.build import TOKEN
-
 PLACES = 2  # questions for places about a picture with as many tags
 INSIDE = 1.0  # px that a centre must be away from its token's border: nearer, nobody can tell
-SCHEMA = pa.schema(
-    [("picture", pa.int32()), ("kind", pa.string()), ("question", pa.string()), ("answer", pa.string())]
-)
+SCHEMA = pa.schema([("picture", pa.int32()), ("kind", pa.string()), ("question", pa.string()), ("answer", pa.string())])
 
 
 def drawn(name: str) -> Iterator[tuple[str, Scene, list[Asked]]]:

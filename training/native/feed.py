@@ -28,6 +28,7 @@ ALIGNED = 64
 ON_HOST = ("size", "guided_of")  # small numbers that shapes depend on
 AGAIN_AMONG = 40  # steps are seen again only once so many are there to choose from
 RECENT = 400
+PATIENCE = 90  # seconds without a step after which something is wrong
 Layout = list[tuple[str, str, tuple[int, ...], int]]  # name, dtype, shape, offset
 
 
@@ -131,7 +132,7 @@ class Feed:
                 if old is not None:
                     self.seen_again += 1
                     return old
-                job, batch = self.ready.get(timeout=300)
+                job, batch = self.ready.get(timeout=PATIENCE)
             self.waited += time.perf_counter() - begin
             if isinstance(batch, str):
                 raise RuntimeError(batch)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 from PIL import Image
 
+import scenes
 from native.build import MOST, TOKEN, WINDOW
 from scenes import (
     GRID_WEIGHTS,
@@ -14,6 +17,7 @@ from scenes import (
     MOST_LINES,
     MOST_TAGS,
     TRAINING_PHOTOS,
+    TUNING_PHOTOS,
     VIEW,
     Line,
     Scene,
@@ -22,7 +26,6 @@ from scenes import (
     draw_clutter,
     draw_document,
     draw_tags,
-    photo,
     place_lines,
     place_tags,
     recompressed,
@@ -34,10 +37,27 @@ MOST_THINGS = 24  # tags in a dense picture
 Size = tuple[int, int]  # height and width in tokens
 
 
-def check_photos(names: tuple[str, ...] = PHOTOS) -> None:
-    """Fails where a photograph is missing, before any work."""
-    for name in names:
-        photo(name)
+def file_of(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(':', '-')}.png"
+
+
+def save_photos(folder: Path) -> None:
+    """All photographs, for a machine that may have others installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*PHOTOS, *TUNING_PHOTOS):
+        scenes.photo(name).save(file_of(folder, name))
+
+
+def prepare_photos(folder: Path | None = None) -> None:
+    """Reads all photographs, from a folder that `save_photos` wrote or else from installed packages.
+
+    Raises:
+        FileNotFoundError: One is missing.
+    """
+    if folder is not None:
+        scenes.photo = cache(lambda name: Image.open(file_of(folder, name)).convert("RGB"))
+    for name in (*PHOTOS, *TUNING_PHOTOS):
+        scenes.photo(name)
 
 
 def tower_size(rng: random.Random) -> Size:

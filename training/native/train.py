@@ -26,7 +26,7 @@ from native.check import checked, closed, questions
 from native.decoder import Readers
 from native.feed import Feed
 from native.learning import Loop, Parts, Stage
-from native.pictures import check_photos
+from native.pictures import prepare_photos
 from native.steps import decoder_step, tower_step
 from native.tower import Heads
 
@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=200, help="of each kind in the check after a stage")
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--photos", type=Path, help="photographs that native.photos saved, instead of installed ones")
     parser.add_argument("--seed", default="native", help="of the pictures")
     parser.add_argument("--resume", action="store_true", help="go on from --work")
     args = parser.parse_args()
@@ -142,7 +143,7 @@ class Run:
 def main() -> None:
     args = arguments()
     run = Run(args)
-    check_photos()
+    prepare_photos(args.photos)
     tokenizer()
     jobs = {"tower": partial(tower_step, tokens=args.tokens), "decoder": partial(decoder_step, pictures=args.pictures)}
     left = [name for name in args.stages if name not in run.state["done"]]
@@ -153,7 +154,9 @@ def main() -> None:
     print(f"ready after {time.perf_counter() - run.begin:.1f} s: {left} on {args.device}", flush=True)
     for name in left:
         seconds, rate = args.seconds[STAGES.index(name)], args.rates[STAGES.index(name)]
-        loop = Loop(parts, Stage(name, seconds, rate, WARM[name]), feed, args.device, run.report, partial(run.save, name))
+        loop = Loop(
+            parts, Stage(name, seconds, rate, WARM[name]), feed, args.device, run.report, partial(run.save, name)
+        )
         spent = 0.0
         if run.state["stage"] == name and run.state.get("optimizer"):
             loop.optimizer.load_state_dict(run.state["optimizer"])
