@@ -20,11 +20,8 @@ class RotaryAdapter(NativeAdapter):
         """Positions (3, batch, long) of the full prompt, on the host. The model's own memory of positions is left alone.
 
         Raises:
-            InputError: No `mm_token_type_ids`, or such as do not fit prompts and images; videos that are refused.
+            InputError: No `mm_token_type_ids`, or such as do not fit prompts and images.
         """
-        for adapter in (self, self.videos()):
-            if adapter is not None and call.get(adapter.pixels) is not None:
-                adapter.layouts(base, call)  # says what is missing or refused
         ids, mask, types = call["input_ids"], call.get("attention_mask"), call.get("mm_token_type_ids")
         if types is None or types.shape != ids.shape:
             got = None if types is None else tuple(types.shape)
@@ -49,6 +46,6 @@ class RotaryAdapter(NativeAdapter):
             raise InputError(
                 f"input_ids and {' and '.join(more)} must fit together for positions, got a prompt that "
                 f"{type(base).__name__}.get_rope_index refuses ({type(error).__name__}: {error}). Images or videos "
-                "that follow one another without a token between them are among the causes."
+                "that follow one another without a token between them, or a mask that hides a part of one, are causes."
             ) from error
         return found  # type: ignore[no-any-return]

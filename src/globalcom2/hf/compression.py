@@ -301,8 +301,6 @@ class Compression:
         if self.drops is not None:
             check_call(model, call, direct=direct, cached=cached)
         given = read_prompt(call, direct=direct, cached=cached)
-        if self.adapter.three_dimensional:
-            given = with_axes(given, model, call, self.adapter)
         found = visuals_of_call(model, call, given.ids, list(self.adapters.values()))
         if any(bool(visuals.placeholder[:, :cached].any()) for visuals in found):
             return None  # the cache holds images already
@@ -311,6 +309,8 @@ class Compression:
         if whole and self.drops is None:
             self._report = self._reported(unshortened_entries(model, call, self.adapters.values()))
             return None
+        if self.adapter.three_dimensional:
+            given = with_axes(given, model, call, self.adapter)
         if isinstance(call.get("logits_to_keep"), Tensor):
             raise InputError(
                 "logits_to_keep must be a number of last tokens, got a tensor: places move when tokens drop."

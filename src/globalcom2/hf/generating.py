@@ -55,12 +55,13 @@ class Generate(Patch):
             return self.original(given) if short is None else self._run(call, short)
 
     def _run(self, call: dict[str, Any], short: Short) -> Any:
-        if short.memory.original_positions and not bool(short.memory.ends.all()):
-            raise InputError(
-                "positions must be 'closed' to generate from a prompt that ends with a dropped visual token, got "
-                "'original': new tokens would be numbered wrongly. End prompts with text, as chat templates do."
-            )
         plain = short.memory.position_ids.ndim == 2
+        if short.memory.original_positions and not bool(short.memory.ends.all()):
+            cure = "positions='closed', too, would do." if plain else ""
+            raise InputError(
+                "input_ids must not end with a visual token that is dropped, got such a prompt with positions='original': new "
+                f"tokens would be numbered wrongly. End prompts with text, as chat templates do. {cure}".rstrip()
+            )
         if plain and short.memory.original_positions and _setting(self.model, call, "use_cache") is False:
             raise InputError(
                 "use_cache must not be False with positions='original', got False: without a cache, transformers takes "

@@ -62,8 +62,8 @@ def with_axes(given: Given, model: Any, call: dict[str, Any], adapter: Adapter) 
         )
     if given.unknown:
         raise InputError(
-            f"past_key_values must be left out of a direct call with images or videos, got {given.cached} cached tokens: where "
-            "they end follows from their ids. Pass the whole conversation to generate, or the whole prompt."
+            f"past_key_values must be left out of a direct call with images or videos, got {given.cached} cached tokens: "
+            "positions follow from their ids, which such a call does not tell. Pass the whole prompt, or call generate."
         )
     known = {**call, "input_ids": given.ids, "attention_mask": given.mask}
     return replace(given, positions=adapter.positions(model.base_model, known))
