@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from globalcom2 import compress
+from globalcom2 import UnsupportedModelError, compress
 from native_more_cases import (
     CLOSED,
     LOGITS,
@@ -11,6 +11,7 @@ from native_more_cases import (
     ROTARY,
     SIMILARITY,
     STATEFUL,
+    case_of,
     cut_logits,
     holed_logits,
     left_clean,
@@ -71,3 +72,9 @@ def test_all_tokens_and_beams(case):
         together = model.generate(**batch, **beams)[:, -2:]
         alone = [model.generate(**one, **beams)[0, -2:] for one in rows[1:]]
     assert torch.equal(together[1:], torch.stack(alone))
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_original_positions_are_refused_where_the_model_would_not_follow_them(name):
+    with pytest.raises(UnsupportedModelError, match="positions must be 'closed'"):
+        compress(case_of(name)[0].model, 0.2, positions="original")

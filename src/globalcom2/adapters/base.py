@@ -88,6 +88,8 @@ class Adapter(ABC):
     """Whether images keep their resolution: no thumbnail, no crops, and a guide that commands windows of their tokens."""
     three_dimensional: bool = False
     """Whether the language model numbers visual tokens by time, row and column (M-RoPE): `positions` gives these."""
+    closed_alone: str = ""
+    """Why kept tokens cannot have the positions of the full prompt, where that is so."""
 
     @abstractmethod
     def check(self, base: Any) -> None:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "globalcom2.families"
 """Entry-point group: another package registers `name = "module:FAMILY"`, FAMILY being a `Family`."""
 
-REAL = "random weights with the real processor"
-NO_THUMBNAIL = "none; a guide commands windows of its tokens and is not read"
 _FAMILIES = {
     family.model_type: family
     for family in (
@@ -168,6 +166,15 @@ _FAMILIES = {
             checkpoints=("openbmb/MiniCPM-V-4.6",),
         ),
         Family(
+            "minicpmv4_7",
+            "globalcom2.adapters.minicpmv4_7:MiniCPMV47Adapter",
+            "similarity of projected features (SigLIP tower without [CLS])",
+            "first, with its own token grid",
+            "random weights with the real processor; videos not",
+            "exact; tags between views stay and are not counted; grid from the tags",
+            checkpoints=("openbmb/MiniCPM-V-4.7-1B",),
+        ),
+        Family(
             "step3p7",
             "globalcom2.adapters.step3p7:Step3p7Adapter",
             "similarity of projected features (its own tower, without [CLS])",
@@ -175,51 +182,6 @@ _FAMILIES = {
             "random weights; the real processor around a stand-in for its image processor, which needs torchvision",
             "exact; tags between views stay and are not counted; grid from the tags",
             checkpoints=("stepfun-ai/Step-3.7-Flash",),
-        ),
-        *(
-            Family(
-                kind,
-                f"globalcom2.adapters.{adapter}",
-                "minus cosine to the mean of the image (tower without [CLS])",
-                NO_THUMBNAIL,
-                tested,
-                budget,
-                checkpoints=(checkpoint,),
-            )
-            for kind, adapter, checkpoint, tested, budget in (
-                ("qwen2_vl", "qwen_vl:QwenVLAdapter", "Qwen/Qwen2-VL-7B-Instruct", REAL, "exact"),
-                ("qwen2_5_vl", "qwen_vl:Qwen25VLAdapter", "Qwen/Qwen2.5-VL-7B-Instruct", REAL, "exact"),
-                ("qwen3_vl", "qwen_vl:QwenVLAdapter", "Qwen/Qwen3-VL-4B-Instruct", REAL, "exact"),
-                ("qwen3_vl_moe", "qwen_vl:QwenVLAdapter", "Qwen/Qwen3-VL-30B-A3B-Instruct", REAL, "exact"),
-                ("qwen3_5", "qwen_vl:QwenVLAdapter", "Qwen/Qwen3.5-27B", REAL, "exact"),
-                ("qwen3_5_moe", "qwen_vl:QwenVLAdapter", "Qwen/Qwen3.5-35B-A3B", REAL, "exact"),
-                ("glm4v", "glm_v:GlmVAdapter", "zai-org/GLM-4.1V-9B-Thinking", f"{REAL}; videos not", "exact"),
-                ("glm4v_moe", "glm_v:GlmVAdapter", "zai-org/GLM-4.5V", f"{REAL}; videos not", "exact"),
-                ("glm46v", "glm_v:GlmVAdapter", "zai-org/GLM-4.6V", f"{REAL}; videos not", "exact"),
-                ("glm_ocr", "glm_v:GlmVAdapter", "zai-org/GLM-OCR", f"{REAL}; videos not", "exact"),
-                ("paddleocr_vl", "paddleocr_vl:PaddleOCRVLAdapter", "PaddlePaddle/PaddleOCR-VL", REAL, "exact"),
-                (
-                    "ernie4_5_vl_moe",
-                    "ernie4_5_vl_moe:Ernie45VLMoeAdapter",
-                    "baidu/ERNIE-4.5-VL-28B-A3B-PT",
-                    f"{REAL}; videos not",
-                    "exact",
-                ),
-                (
-                    "kimi_k25",
-                    "kimi_k25:KimiK25Adapter",
-                    "moonshotai/Kimi-K2.6",
-                    "random weights; pixels as tensors, the processor needs torchvision; videos not",
-                    "exact",
-                ),
-                (
-                    "mistral3",
-                    "mistral3:Mistral3Adapter",
-                    "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
-                    REAL,
-                    "exact; a break after each row of an image stays and is not counted",
-                ),
-            )
         ),
         *NATIVE_FAMILIES,
     )

@@ -28,6 +28,10 @@ def check_settings(adapter: Adapter, settings: CompressionConfig, kind: str) -> 
             f"positions must be 'original' for {kind}, got 'closed': it numbers visual tokens by row and column, which closed "
             "gaps would tear apart. Leave positions out."
         )
+    if adapter.closed_alone and settings.positions == "original":
+        raise UnsupportedModelError(
+            f"positions must be 'closed' for {kind}, got 'original': {adapter.closed_alone}. Leave positions out."
+        )
     if not adapter.native:
         return
     if settings.exact is False or settings.thumbnail_order == "score":
