@@ -36,6 +36,7 @@ PAGES = (
     "docs/inside.md",
     "docs/measured.md",
     "docs/methods-compared.md",
+    "docs/native.md",
     "docs/tune.md",
     "docs/which-ratio.md",
     "src/globalcom2/mini/MODEL_CARD.md",
