@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=numbers, default=[210.0, 270.0, 90.0], help="of the three stages")
     parser.add_argument("--rates", type=numbers, default=[2e-3, 1.5e-3, 6e-4], help="peak learning rates of the stages")
     parser.add_argument("--tokens", type=int, default=12544, help="of a step of the tower")
-    parser.add_argument("--pictures", type=int, default=64, help="of a step of the decoder, fewer where they are large")
+    parser.add_argument("--pictures", type=int, default=96, help="of a step of the decoder, fewer where they are large")
     parser.add_argument("--again", type=int, default=2, help="how often a step may be seen again where drawing is slow")
     parser.add_argument("--questions", type=int, default=200, help="of each kind in the check after a stage")
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
