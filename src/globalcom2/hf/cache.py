@@ -97,7 +97,7 @@ class Memory:
         tail = torch.ones_like(ids[:, self.length :]) if given is None else given[:, self.length :]
         begin = [ids[:, : self.unknown], self.prompt.input_ids[:, self.unknown :]]
         call = {
-            **call,
+            **self.prompt.continued(call, self.length),
             "input_ids": torch.cat([*begin, ids[:, self.length :]], 1),
             "attention_mask": torch.cat([self.attention_mask.to(tail), tail], 1),
         }

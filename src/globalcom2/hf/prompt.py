@@ -61,6 +61,15 @@ class ShortPrompt:
         index = self.index.to(tensor.device).expand(*tensor.shape[:-1], -1)
         return tensor.gather(-1, index).masked_fill(~self.real.to(tensor.device), fill)
 
+    def continued(self, call: dict[str, Any], length: int) -> dict[str, Any]:
+        """A call that goes on after the caller's prompt, this one's first `length` tokens, with aligned tensors cut in step."""
+        call, shape = dict(call), call["input_ids"].shape
+        for name, fill in ALIGNED.items():
+            given = call.get(name)
+            if given is not None and given.shape == shape:
+                call[name] = torch.cat([self.gather(given[:, :length], fill), given[:, length:]], 1)
+        return call
+
     def gather_shifted(self, tensor: Tensor, fill: int) -> Tensor:
         """Cut a tensor (batch, long) whose value at a place belongs to the token after it.
 
