@@ -8,6 +8,7 @@ import torch
 
 from families.native import NATIVE
 from globalcom2 import CompressionConfig, InputError, UnsupportedModelError, compress, list_methods, select
+from globalcom2.adapters.families import load_adapter
 from globalcom2.core.methods import get_method
 from globalcom2.hf.compression import Compression
 from native_cases import case_of, left_clean
@@ -17,6 +18,8 @@ IMAGES = [picture(120, 40, 1), picture(56, 40, 2)]
 """5 x 15 tokens in two windows, of which one is padded, and 5 x 7 in one."""
 TOTALS = [15, 7]
 """A fifth of them."""
+TOWERS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "paddleocr_vl", "ernie4_5_vl_moe", "kimi_k25", "mistral3"]
+"""One family for each vision tower; what the others give a method is made by the same code."""
 GUIDED = ("qwen2_5_vl", "qwen3_vl", "paddleocr_vl", "mistral3")
 """Towers that differ in how patches lie; to these, guides of their own are shown."""
 REFUSED = {
@@ -28,7 +31,7 @@ REFUSED = {
 METHODS = [name for name in list_methods() if name not in REFUSED]
 
 
-@pytest.fixture(params=NATIVE)
+@pytest.fixture(params=TOWERS)
 def case(request):
     with left_clean(case_of(request.param)) as case:
         yield case
@@ -69,6 +72,10 @@ def chosen(case, method, **options):
     with torch.no_grad(), pytest.raises(Done), Compression(case.model, config, noting):
         case.model(**inputs_of(case))
     return [keep.crops[0] for keep in found]
+
+
+def test_the_other_families_are_like_one_of_these():
+    assert {type(load_adapter(name)) for name in NATIVE} == {type(load_adapter(name)) for name in TOWERS}
 
 
 def test_methods_that_work_keep_exact_totals_and_see_no_guide(case):
