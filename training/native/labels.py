@@ -120,11 +120,13 @@ def span(first: float, last: float, most: int) -> slice:
 
 def coverage(box: Box, shape: tuple[int, int]) -> tuple[slice, slice, np.ndarray]:
     """Rows and columns that a box touches, and how much of each token there it covers."""
-    rows, cols = span(box[1], box[3], shape[0]), span(box[0], box[2], shape[1])
-    y, x = (np.arange(part.start, part.stop) * TOKEN for part in (rows, cols))
-    down = np.clip(np.minimum(box[3], y + TOKEN) - np.maximum(box[1], y), 0, None)
-    across = np.clip(np.minimum(box[2], x + TOKEN) - np.maximum(box[0], x), 0, None)
-    return rows, cols, np.outer(down, across) / TOKEN**2
+    left, top, right, bottom = box
+    rows, cols = span(top, bottom, shape[0]), span(left, right, shape[1])
+    # Boxes touch a few tokens, so plain numbers are faster than arrays.
+    down = [min(bottom, y + TOKEN) - max(top, y) for y in range(rows.start * TOKEN, rows.stop * TOKEN, TOKEN)]
+    across = [min(right, x + TOKEN) - max(left, x) for x in range(cols.start * TOKEN, cols.stop * TOKEN, TOKEN)]
+    share = [[high * wide / TOKEN**2 for wide in across] for high in down]
+    return rows, cols, np.array(share).reshape(len(down), len(across))
 
 
 def padded(tables: list[np.ndarray]) -> np.ndarray:
