@@ -14,11 +14,14 @@ from globalcom2 import CompressionConfig, Method, select
 from globalcom2.adapters.families import load_adapter
 from globalcom2.adapters.windows import guide_size
 from globalcom2.hf.compression import Compression
-from native_cases import PICTURES, case_of, left_clean, picture_grids
+from native_cases import case_of, left_clean, picture_grids
+from tiny import picture
 
 TOWERS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "paddleocr_vl", "ernie4_5_vl_moe", "kimi_k25", "mistral3"]
 ROWS = ("paddleocr_vl", "kimi_k25", "mistral3")
 """Towers that read patches row by row; all others read blocks of 2 x 2, a token each."""
+IMAGES = [picture(72, 120, 1), picture(48, 40, 2)]
+"""15 x 9 tokens, which are two windows, and 5 x 6."""
 SEEN = []
 
 
@@ -125,26 +128,24 @@ def pooled(scores, height, width):
 
 def test_scores_of_several_images_are_those_of_attention_by_hand(case):
     """Two pictures in one call, of two windows and of one; their guides by their own scores."""
-    images = [PICTURES[0], PICTURES[1]]
     adapter = load_adapter(case.name)
     base = case.model.base_model
-    found = heard(case, adapter.attention(base, adapter.default_layer(base)), images)
+    found = heard(case, adapter.attention(base, adapter.default_layer(base)), IMAGES)
     assert len(found) == 2
     received = [logits.softmax(-1).mean((0, 1)) for logits, _ in found]
     mean_query = [logits.mean((0, 1)) for logits, _ in found]
     for score, expected in (("received", received), ("mean_query", mean_query)):
-        maps = maps_of(case, images, score=score)
-        for values, (own, guide), size in zip(expected, maps, picture_grids(images), strict=True):
+        maps = maps_of(case, IMAGES, score=score)
+        for values, (own, guide), size in zip(expected, maps, picture_grids(IMAGES), strict=True):
             tokens = of_tokens(case.name, values, *size)
             torch.testing.assert_close(own, tokens, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(guide, pooled(tokens, *guide_size(*size)), atol=1e-5, rtol=1e-4)
 
 
 def test_guides_of_their_own_change_no_scores_and_have_those_of_a_picture_alone(case):
-    images = PICTURES[:2]
-    pooled_guides = maps_of(case, images, score="received")
-    together = maps_of(case, images, score="received", guide="thumbnail")
-    for image, (own, guide), (alone, other) in zip(images, together, pooled_guides, strict=True):
+    pooled_guides = maps_of(case, IMAGES, score="received")
+    together = maps_of(case, IMAGES, score="received", guide="thumbnail")
+    for image, (own, guide), (alone, other) in zip(IMAGES, together, pooled_guides, strict=True):
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
         ((_, single),) = maps_of(case, [image], score="received", guide="thumbnail")
         torch.testing.assert_close(guide, single, atol=1e-5, rtol=1e-4)
@@ -156,8 +157,8 @@ def test_similarity_is_that_of_the_whole_image(case):
     base = case.model.base_model
     adapter = load_adapter(case.name)
     with torch.no_grad():
-        encoded = base.get_image_features(**adapter.encode_arguments(base, inputs_of(case, PICTURES[:2])))
-    found = maps_of(case, PICTURES[:2], score="similarity")
+        encoded = base.get_image_features(**adapter.encode_arguments(base, inputs_of(case, IMAGES)))
+    found = maps_of(case, IMAGES, score="similarity")
     for features, (own, _) in zip(encoded.pooler_output, found, strict=True):
         unit = torch.nn.functional.normalize(features, dim=-1)
         expected = -unit @ torch.nn.functional.normalize(features.mean(0), dim=-1)
@@ -168,11 +169,11 @@ def test_methods_read_keys_layers_and_features_of_the_same_tokens(case):
     """Keys by hand; a further layer that is the layer of the scores; features whose similarity the scores are."""
     adapter, base = load_adapter(case.name), case.model.base_model
     layer = adapter.default_layer(base) % len(adapter.attentions(base))
-    by_hand = heard(case, adapter.attention(base, layer), PICTURES[:2])
+    by_hand = heard(case, adapter.attention(base, layer), IMAGES)
     toy = Method("toy", lambda views, ratio: None, reads=("features", "keys"), layers=(layer,))
     for guide in ("pooled", "thumbnail"):
-        every = views_of(case, PICTURES[:2], toy, score="received", guide=guide)
-        similar = maps_of(case, PICTURES[:2], score="similarity", guide=guide)
+        every = views_of(case, IMAGES, toy, score="received", guide=guide)
+        similar = maps_of(case, IMAGES, score="similarity", guide=guide)
         for views, (_, key), (similarity, _) in zip(every, by_hand, similar, strict=True):
             size = similarity.shape
             expected = of_tokens(case.name, key.mean(0), *size)
