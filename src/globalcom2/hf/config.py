@@ -19,7 +19,7 @@ from globalcom2.core.presets import PRESET_METHOD, preset_settings, preset_withi
 from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.core.selection import Selector, check_exact, check_thumbnail_weight
 from globalcom2.errors import DataError, InputError, unknown_name
-from globalcom2.hf.config_files import METHOD, RETENTION, read_settings, write_settings
+from globalcom2.hf.config_files import LIMIT, METHOD, RETENTION, read_settings, write_settings
 from globalcom2.hf.inside import INSIDE, check_inside
 from globalcom2.hf.served import check_served
 
@@ -322,7 +322,8 @@ class CompressionConfig:
             InputError: Settings that an engine cannot follow, or an option out of range.
         """
         check_served(self)
-        return {RETENTION: self.retention_ratio, METHOD: self.method_text}
+        limit = {} if self.max_visual_tokens is None else {LIMIT: self.max_visual_tokens}
+        return {RETENTION: self.retention_ratio, METHOD: self.replace(max_visual_tokens=None).method_text, **limit}
 
     def _registered(self) -> str:
         """The name under which another process finds the method."""

@@ -15,7 +15,9 @@ RETENTION = "globalcom2_retention"
 """Key of a model's `config.json`, which vLLM's plugin reads: the ratio."""
 METHOD = "globalcom2_method"
 """The same for the method, with options as the command line has them."""
-FORMAT = 1
+LIMIT = "globalcom2_max_visual_tokens"
+"""The same for the most visual tokens of an image; `METHOD` may say it, too."""
+FORMAT = 2
 """Raised when an older version can no longer read what is written."""
 ABOUT = ("format_version", "globalcom2_version")
 """Keys of a file that are no settings."""
@@ -64,13 +66,16 @@ def read_settings(name: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:
                 "CompressionConfig.attach(model) puts it there before the model is saved."
             )
         return {"retention_ratio": found[RETENTION], "method": found.get(METHOD, "globalcom2")}, path
-    version = found.get(ABOUT[0], FORMAT)
+    version = found.get(ABOUT[0], 1)
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise DataError(
             f"format_version in {str(path)!r} must be 1 to {FORMAT}, got {version!r}, written by globalcom2 "
             f"{found.get(ABOUT[1], 'of an unknown version')}. Update globalcom2, which is {__version__} here."
         )
-    return {key: value for key, value in found.items() if key not in ABOUT}, path
+    settings = {key: value for key, value in found.items() if key not in ABOUT}
+    if version == 1 and settings.get("positions") == "closed":  # the default then, written out
+        del settings["positions"]
+    return settings, path
 
 
 def find_settings(name: str | os.PathLike[str]) -> Path:

@@ -13,7 +13,7 @@ from globalcom2.core.selection import select
 from globalcom2.core.views import Views
 from globalcom2.errors import GlobalCom2Error, InputError
 
-SERVED = ("newlines", "thumbnail_weight", "score")
+SERVED = ("newlines", "thumbnail_weight", "max_visual_tokens", "score")
 """Fields besides ratio, method and options that an engine follows; all others it leaves at their defaults."""
 FREE = ("retention_ratio", "method", "options", *SERVED)
 """Fields that may have any value that a configuration may have."""

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from globalcom2.core.groups import places_of
+from globalcom2.core.groups import all_of, places_of
 from globalcom2.core.layout import Layout
 from globalcom2.core.scores import similarity
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.integrations.vllm.options import MILLION, Options
-from globalcom2.integrations.vllm.processing import FIELD, ServedFamily
+from globalcom2.integrations.vllm.options import Options
+from globalcom2.integrations.vllm.processing import FIELD, PARTS, ServedFamily
 
 
 class Pass(NamedTuple):
@@ -120,7 +120,7 @@ class ShortModel:
             return super().embed_multimodal(**fields)
         rows = [row.tolist() for row in described]
         layouts = [self.family.layout(self.config, *two) for _, *two in rows]
-        ratios = [millionths / MILLION for millionths, *_ in rows]
+        ratios = [parts / PARTS for parts, *_ in rows]
         short: list[Tensor] = []
         for number, part in self._parts(fields, layouts):
             images = slice(len(short), len(short) + number)
@@ -160,10 +160,14 @@ class ShortModel:
         for layout, ratio in dict.fromkeys(zip(layouts, ratios, strict=True)):
             same = [i for i, pair in enumerate(zip(layouts, ratios, strict=True)) if pair == (layout, ratio)]
             stacked = {name: torch.stack([own[i] for i in same]) for name, own in views.items()}
-            kept |= zip(same, self._places(stacked, layout, ratio), strict=True)
-        places = [kept[i] for i in range(len(runs))]
+            if ratio == 1.0:  # images within a limit in tokens
+                places = places_of(all_of(layout, len(same), runs[0].device), layout)
+            else:
+                places = self._places(stacked, layout, ratio)
+            kept |= zip(same, places, strict=True)
+        ordered = [kept[i] for i in range(len(runs))]
         # The host waits for the device here, once for all images.
-        masks = torch.cat(places).cpu().split([len(own) for own in places])
+        masks = torch.cat(ordered).cpu().split([len(own) for own in ordered])
         return [
             self.short_run(run, masks[i], {name: value[i] for name, value in extra.items()})
             for i, run in enumerate(runs)

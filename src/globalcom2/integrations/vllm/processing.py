@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -14,17 +14,44 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems
 from vllm.multimodal.processing import PromptUpdateDetails
+from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
 from globalcom2.core.layout import Layout
 from globalcom2.errors import GlobalCom2Error, InputError
-from globalcom2.integrations.vllm.metrics import count_tokens
-from globalcom2.integrations.vllm.options import MILLION, RETENTION, Options, without_ratio
+from globalcom2.integrations.vllm import door, metrics
+from globalcom2.integrations.vllm.options import RETENTION, Asked, Options, without_ratio
 
 FIELD = "globalcom2_image"
-"""The field in which the processor tells the model of an image: int64 (3,), millionths of the ratio and the two numbers
-of `ServedFamily.describe`."""
+"""The field in which the processor tells the model of an image: int64 (3,), `in_parts` of its ratio and the two numbers of
+`ServedFamily.describe`."""
+PARTS = 10**12
+"""A ratio is told in parts of this: fine enough for limits in tokens to be met exactly."""
 
 ModelT = TypeVar("ModelT", bound=type)
+
+
+def in_parts(ratio: float) -> int:
+    """A ratio in whole `PARTS`. Only 1.0 comes to all of them: it keeps newlines that no other ratio does."""
+    return PARTS if ratio == 1.0 else min(round(ratio * PARTS), PARTS - 1)
+
+
+@dataclass
+class ShortRun(PromptUpdateDetails):
+    """A short run, with what counts of it. vLLM's caches keep it, so that it is there for images named by uuid alone."""
+
+    before: int = 0
+    after: int = 0
+
+
+@dataclass
+class CountedPlace(PlaceholderFeaturesInfo):
+    """Where an image stands in a prompt, with its visual tokens before and after compression."""
+
+    before: int
+    after: int
+
+    def to_range(self) -> metrics.CountedRange:  # noqa: D102
+        return metrics.CountedRange(self.start_idx, self.length, self.is_embed, self.before, self.after)
 
 
 class ServedFamily(ABC):
@@ -72,19 +99,20 @@ class ShortInfo:
             )
         return Options.of(self.get_hf_config(), self.family.scores)
 
-    def ratio(self, arguments: Mapping[str, object]) -> float:
-        """The ratio that a request gets.
+    def asked(self, arguments: Mapping[str, object]) -> Asked | None:
+        """What a request asks for; None where it keeps all tokens.
 
         Raises:
-            InputError: A ratio out of range, or one below 1 for a model that cannot be compressed.
+            InputError: Something out of range, or compression of a model that cannot be compressed.
         """
-        ratio = self.options.ratio(arguments)
-        if ratio < 1.0:
-            try:
-                self.family.check(self.get_hf_config())
-            except GlobalCom2Error as error:
-                raise InputError(f"{RETENTION} must be 1 for this model, got {ratio:g}: {error}") from error
-        return ratio
+        asked = self.options.asked(arguments)
+        if self.options.keeps_all(asked):
+            return None
+        try:
+            self.family.check(self.get_hf_config())
+        except GlobalCom2Error as error:
+            raise InputError(f"{RETENTION} must be 1 for this model, got {asked.ratio:g}: {error}") from error
+        return asked
 
     def get_hf_processor(self, **kwargs: object) -> Any:  # noqa: D102
         return super().get_hf_processor(**without_ratio(kwargs))
@@ -94,27 +122,38 @@ class ShortProcessor:
     """Mixin for a family's `MultiModalProcessor`."""
 
     info: Any
-    counting = True
-    """Whether requests count in the metrics; off while vLLM profiles with dummy images."""
+    profiling = False
+    """Whether vLLM looks at its dummy images, which are no request's."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        metrics.watch_requests()
+        if self.info.options.per_request:
+            door.let_ours_through()
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         rest = without_ratio(inputs.hf_processor_mm_kwargs)
         hashes = super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=rest))
-        ratio = self.info.ratio(inputs.hf_processor_mm_kwargs)
-        if ratio == 1.0 or "image" not in hashes:
+        asked = self.info.asked(inputs.hf_processor_mm_kwargs)
+        if asked is None or "image" not in hashes:
             return hashes
         # vLLM's own key knows nothing of engine-wide settings, which matters where caches outlive an engine.
-        mark = self.info.options.mark(ratio)
+        mark = self.info.options.mark(asked)
         return {**hashes, "image": [f"{key}|{mark}" for key in hashes["image"]]}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        rest, ratio = without_ratio(hf_kwargs), self.info.ratio(hf_kwargs)
+        rest, asked = without_ratio(hf_kwargs), self.info.asked(hf_kwargs)
         data = super()._apply_hf_processor_main(mm_items, rest)
         sizes = _sizes(mm_items)
-        if ratio < 1.0 and sizes:
-            described = [self.info.family.describe(self.info, *size, rest) for size in sizes]
-            data[FIELD] = torch.tensor([(round(ratio * MILLION), *two) for two in described])
+        if asked is not None and sizes:
+            data[FIELD] = torch.tensor([self._described(size, asked, rest) for size in sizes])
         return data
+
+    def _described(self, size: tuple[int, int], asked: Asked, arguments: Mapping[str, object]) -> tuple[int, int, int]:
+        """What `FIELD` tells of an image of that width and height."""
+        two = self.info.family.describe(self.info, *size, arguments)
+        layout = self.info.family.layout(self.info.get_hf_config(), *two)
+        return in_parts(self.info.options.ratio_of(layout, asked)), *two
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         fields = super()._get_mm_fields_config(hf_inputs, without_ratio(hf_processor_mm_kwargs))
@@ -138,14 +177,16 @@ class ShortProcessor:
             ids = whole.full if isinstance(whole, PromptUpdateDetails) else whole
             chosen = whole.is_embed if isinstance(whole, PromptUpdateDetails) else None
             places = [True] * len(ids) if chosen is None else chosen(ids).tolist()
-            millionths, *two = images[index][FIELD].data.tolist()
+            parts, *two = images[index][FIELD].data.tolist()
             layout = self.info.family.layout(self.info.get_hf_config(), *two)
             if sum(places) != len(layout.slots):
                 raise InputError(
                     f"an image must have {len(layout.slots)} placeholders in vLLM, got {sum(places)}. Its processor cuts "
                     "images otherwise than globalcom2 thinks; please report it with the image's size."
                 )
-            return self.run(ids, places, self.info.options.kept(layout, millionths / MILLION))
+            kept = self.info.options.kept(layout, parts / PARTS)
+            short = self.run(ids, places, kept)
+            return ShortRun(short.full, short.is_embed, len(layout.slots), kept)
 
         return replace(update, replacement=replacement)
 
@@ -166,35 +207,33 @@ class ShortProcessor:
                 short.append(number)
         return PromptUpdateDetails.select_token_id(short, token)
 
+    def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> tuple[list[int], Any]:
+        ids, found = super()._maybe_apply_prompt_updates(mm_items, mm_res)
+        if "image" not in found:
+            return ids, found
+        return ids, {**found, "image": [_counted(place, mm_res.prompt_updates["image"]) for place in found["image"]]}
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's dummy images, at the highest ratio that a request may ask for: what is profiled must be enough for all."""
+        inputs, options = super().get_dummy_inputs(*args, **kwargs), self.info.options
+        if options.per_request is False:
+            return inputs
+        return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, RETENTION: 1.0})
+
     def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        self.counting = False
+        self.profiling = True
         try:
             return super().get_dummy_mm_inputs(*args, **kwargs)
         finally:
-            self.counting = True
+            self.profiling = False
 
-    def apply(self, inputs: Any, timing_ctx: Any) -> Any:  # noqa: D102
-        result = super().apply(inputs, timing_ctx)
-        ranges = result["mm_placeholders"].get("image")
-        if self.counting and ranges:
-            count_tokens(*self._counts(inputs, sum(place.get_num_embeds() for place in ranges)))
-        return result
 
-    def _counts(self, inputs: Any, placeholders: int) -> tuple[int, int]:
-        """Visual tokens of a request's images without and with compression.
-
-        Args:
-            inputs: The request.
-            placeholders: How many the request has; both counts where nothing is compressed.
-        """
-        rest, ratio = without_ratio(inputs.hf_processor_mm_kwargs), self.info.ratio(inputs.hf_processor_mm_kwargs)
-        sizes = _sizes(inputs.mm_data_items) if ratio < 1.0 else []
-        if not sizes:
-            return placeholders, placeholders
-        family, config = self.info.family, self.info.get_hf_config()
-        layouts = [family.layout(config, *family.describe(self.info, *size, rest)) for size in sizes]
-        kept = self.info.options.kept
-        return sum(len(layout.slots) for layout in layouts), sum(kept(layout, ratio) for layout in layouts)
+def _counted(place: Any, updates: Sequence[Sequence[Any]]) -> CountedPlace:
+    """A place of an image with its counts; `updates` are those of all images."""
+    short = next((x.content for x in updates[place.item_idx] if isinstance(x.content, ShortRun)), None)
+    plain = place.length if place.is_embed is None else int(place.is_embed.sum())
+    before, after = (plain, plain) if short is None else (short.before, short.after)
+    return CountedPlace(place.modality, place.item_idx, place.start_idx, place.tokens, place.is_embed, before, after)
 
 
 def _sizes(mm_items: Any) -> list[tuple[int, int]]:
