@@ -262,7 +262,7 @@ def test_the_file(tmp_path):
     assert path == tmp_path / "a" / "b" / "compression_config.json"
     found = json.loads(path.read_text())
     assert list(found) == sorted(found)
-    assert found["format_version"] == 1
+    assert found["format_version"] == 2
     assert found["globalcom2_version"]
     assert (found["retention_ratio"], found["layer"]) == (0.25, -1)
     path.write_text('{"retention_ratio": 0.5}')  # written by hand
@@ -274,7 +274,7 @@ def test_the_file(tmp_path):
     [
         ("{", "must be a file of JSON"),
         ("[1]", "must hold a JSON object, got list"),
-        ('{"format_version": 2, "globalcom2_version": "9.1"}', r"1 to 1, got 2, written by globalcom2 9\.1\. Update"),
+        ('{"format_version": 3, "globalcom2_version": "9.1"}', r"1 to 2, got 3, written by globalcom2 9\.1\. Update"),
         ('{"format_version": "x"}', "format_version"),
         ('{"retention": 0.1}', "a key of the settings must be one of .*Did you mean 'retention_ratio'"),
         ('{"retention_ratio": "0.1"}', "retention_ratio must be a number"),

@@ -209,11 +209,15 @@ def test_an_engine_follows_older_settings():
 
 
 def test_an_older_file(tmp_path):
+    """Of format 1, which wrote "closed" out: it was the default, and is none now."""
     path = CompressionConfig(0.25).save_pretrained(tmp_path)
-    saved = json.loads(path.read_text())
-    text = json.dumps(saved)
-    assert '"positions": null' in text
-    path.write_text(text.replace('"positions": null', '"positions": "closed"').replace('"guide": null, ', ""))
+    older = {**json.loads(path.read_text()), "format_version": 1, "positions": "closed"}
+    del older["guide"]
+    path.write_text(json.dumps(older))
     loaded = CompressionConfig.from_pretrained(tmp_path)
-    assert loaded == CompressionConfig(0.25, positions="closed")
-    assert loaded.vllm_overrides()
+    assert loaded == CompressionConfig(0.25)
+    assert loaded.preset == "default"
+    kept = CompressionConfig(0.25, positions="closed")
+    kept.save_pretrained(tmp_path)
+    assert CompressionConfig.from_pretrained(tmp_path) == kept
+    assert kept.vllm_overrides()  # an engine numbers tokens so
