@@ -10,6 +10,7 @@ import mmap
 import multiprocessing
 import queue
 import random
+import signal
 import threading
 import time
 import traceback
@@ -69,6 +70,7 @@ def unpacked(layout: Layout, host: np.ndarray, there: Tensor) -> Batch:
 
 def draw_forever(jobs, current, slots, free, done, seed: str) -> None:
     """A worker: draws steps of the current job, each from a seed of its own."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     names, count = list(jobs), 0
     while True:
         slot = free.get()

@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import random
+import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -83,6 +85,7 @@ class Run:
     def build(self) -> Parts:
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for each of the many sizes
         self.parts = Parts(build_model(), Heads(), Readers())
         for name, part in zip(Parts._fields, self.parts, strict=True):
             if name in self.state:
@@ -143,6 +146,7 @@ class Run:
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # workers end with the run
     run = Run(args)
     prepare_photos(args.photos)
     tokenizer()
