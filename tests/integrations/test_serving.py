@@ -16,7 +16,7 @@ from globalcom2.core.groups import places_of
 from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.integrations import vllm as plugin
 from globalcom2.integrations.vllm import serving
-from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION, Options, without_ratio
+from globalcom2.integrations.vllm.options import FLOOR, LIMIT, METHOD, RETENTION, Asked, Options, without_ratio
 from globalcom2.mini import FOLDER
 
 
@@ -58,14 +58,16 @@ def test_a_request_asks_within_the_floor():
     engine = options(globalcom2_retention=0.25, globalcom2_floor=0.1)
     assert [engine.ratio({RETENTION: r}) for r in (1, 0.5, 0.1, 0.05, None)] == [1.0, 0.5, 0.1, 0.1, 0.25]
     assert engine.ratio({RETENTION: 1 / 3}) == 0.333333
-    assert without_ratio({RETENTION: 0.1, "size": 3}) == {"size": 3}
+    assert without_ratio({RETENTION: 0.1, LIMIT: 64, "size": 3}) == {"size": 3}
 
 
 def test_marks_tell_ratios_and_methods_apart():
     engine = options(globalcom2_retention=0.25, globalcom2_floor=0.1)
     other = options(globalcom2_retention=0.25, globalcom2_method="uniform")
-    marks = {engine.mark(0.25), engine.mark(0.2501), engine.mark(0.1), other.mark(0.25)}
-    assert len(marks) == 4
+    asked = ({}, {RETENTION: 0.2501}, {RETENTION: 0.1}, {LIMIT: 64}, {LIMIT: 65}, {LIMIT: 64, RETENTION: 0.25})
+    marks = {engine.mark(engine.asked(arguments)) for arguments in asked} | {other.mark(other.asked({}))}
+    marks.add(Options(0.25, 0.1, "globalcom2", limit=64).mark(engine.asked({})))
+    assert len(marks) == 8
     assert all("globalcom2-" in mark for mark in marks)
 
 
@@ -110,7 +112,11 @@ def test_the_mini_model_gets_what_it_needs_unless_told_otherwise():
     [
         (["--hf-overrides", "{"], "must be a JSON object"),
         (["--hf-overrides=[1]"], "must be a JSON object"),
-        (["--hf-overrides", '{"globalcom2_retention": 1}'], "to --retention"),
+        (["--hf-overrides", '{"globalcom2_retention": 1}'], "globalcom2_retention belongs into the flags"),
+        (["--hf_overrides.globalcom2_floor=1"], "globalcom2_floor belongs into the flags"),
+        (["--hf-o", '{"retention_ratio": 1}'], "got 'retention_ratio'.* globalcom2_retention belongs into the flags"),
+        (["--hf-overrides.globalcom2_retenton", "1"], "globalcom2_retention belongs into the flags"),
+        (["--hf-overrides.a"], "--hf-overrides.a must have a value"),
     ],
 )
 def test_overrides_that_cannot_be_merged(flags, message):
@@ -218,7 +224,8 @@ def test_an_engine_follows_a_methods_options():
     ours, other = select(views, 0.3, engine.method), select(views, 0.3)  # as the plugin's model does
     assert torch.equal(ours.crops, select(views, 0.3, alpha=0.9).crops)
     assert not torch.equal(ours.crops, other.crops)
-    marks = {options(globalcom2_method=text).mark(0.3) for text in ("globalcom2:alpha=0.9", "globalcom2:alpha=0.8")}
+    texts = ("globalcom2:alpha=0.9", "globalcom2:alpha=0.8")
+    marks = {options(globalcom2_method=text).mark(Asked(0.3)) for text in texts}
     assert len(marks) == 2
 
 
@@ -229,7 +236,6 @@ def test_an_engine_follows_a_methods_options():
         "globalcom2:exact=False",
         "globalcom2:preset=published",
         "globalcom2:inside=fastv,inside_layer=2,inside_share=0.5",
-        "globalcom2:max_visual_tokens=64",
         "globalcom2:max_visual_tokens_per_call=64",
     ],
 )

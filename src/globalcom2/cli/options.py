@@ -137,7 +137,7 @@ def _ratio(text: str) -> float:
         cure = f" Did you mean {meant:g}?" if 0 < meant <= 1 else ""
         raise InputError(f"--retention must be a fraction in (0, 1], got the percentage {text!r}.{cure}")
     try:
-        value = float(text)
+        value = float("" if "_" in text else text)  # float() takes 0.2_5 for 0.25
     except ValueError:
         cure = "auto is for `ask` and `batch`." if text == AUTO else "Write 0.1 for a tenth."
         raise InputError(f"--retention must be a number in (0, 1], got {text!r}. {cure}") from None

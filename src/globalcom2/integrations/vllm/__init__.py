@@ -9,6 +9,7 @@ sets them, and so do environment variables (`GLOBALCOM2_RETENTION`); see `option
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 
@@ -16,6 +17,8 @@ from globalcom2.errors import UnsupportedModelError
 
 TESTED = ((0, 32), (0, 33))
 """The versions of vLLM that the tests ran with, as (major, minor): at least the first, and below the second."""
+ANY_VERSION = "GLOBALCOM2_ANY_VLLM"
+"""The variable that tries a version of vLLM that the tests did not run with."""
 MODELS = {
     "LlavaNextForConditionalGeneration": "anyres:LlavaNext",
     "LlavaOnevisionForConditionalGeneration": "anyres:LlavaOnevision",
@@ -28,16 +31,19 @@ MODELS = {
 
 
 def check_version(version: str) -> None:
-    """Raise `UnsupportedModelError` for a vLLM that the plugin was not tested with.
+    """Raise for a vLLM that the plugin was not tested with, unless `ANY_VERSION` is set.
 
     vLLM changes what the plugin builds on from one minor version to the next, without notice.
+
+    Raises:
+        UnsupportedModelError: With the versions that it was tested with.
     """
     least, below = TESTED
     found = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
-    if not least <= found < below:
+    if not least <= found < below and not os.environ.get(ANY_VERSION):
         raise UnsupportedModelError(
             f"vllm must be at least {least[0]}.{least[1]} and below {below[0]}.{below[1]} for globalcom2's plugin, got "
-            f"{version}. Install a version in between, or set GLOBALCOM2_ANY_VLLM=1 to try this one."
+            f"{version}. Install a version in between, or set {ANY_VERSION}=1 to try this one."
         )
 
 
@@ -46,18 +52,25 @@ def register() -> None:
 
     Raises:
         UnsupportedModelError: A vLLM out of the tested range while GLOBALCOM2_RETENTION asks for compression. Without
-            that variable there is a warning, and vLLM runs as if the plugin were not installed.
+            that variable there is a warning, and vLLM runs as if the plugin were not installed, but for engines whose
+            model's configuration asks for compression: they do not start.
+        InputError: A misspelt variable.
     """
     import vllm  # noqa: PLC0415
     from vllm import ModelRegistry  # noqa: PLC0415
 
-    if not os.environ.get("GLOBALCOM2_ANY_VLLM"):
-        try:
-            check_version(vllm.__version__)
-        except UnsupportedModelError as error:
-            if "GLOBALCOM2_RETENTION" in os.environ:
-                raise
-            warnings.warn(f"globalcom2 compresses nothing: {error}", stacklevel=2)
-            return
+    from globalcom2.integrations.vllm import gate  # noqa: PLC0415
+
+    gate.check_environment()
+    try:
+        check_version(vllm.__version__)
+    except UnsupportedModelError as error:
+        if "GLOBALCOM2_RETENTION" in os.environ:
+            raise
+        warnings.warn(f"globalcom2 compresses nothing: {error}", stacklevel=2)
+        with contextlib.suppress(ImportError, AttributeError):  # who knows what this version has
+            gate.install(str(error))
+        return
     for name, target in MODELS.items():
         ModelRegistry.register_model(name, f"{__name__}.{target}")
+    gate.install()

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any
 
 from globalcom2.core.budget import check_ratio
 from globalcom2.errors import InputError, UnsupportedModelError
 from globalcom2.hf.config import CompressionConfig
 from globalcom2.hf.config_files import settings_in
 from globalcom2.integrations.vllm import MODELS, check_version
-from globalcom2.integrations.vllm.options import FLOOR, METHOD, RETENTION
+from globalcom2.integrations.vllm.flags import OVERRIDES, hyphens, read_flags
+from globalcom2.integrations.vllm.names import check_names
+from globalcom2.integrations.vllm.options import ENGINE_KEYS, FLOOR
 from globalcom2.mini import FOLDER
 
 MINI = ("--served-model-name", "mini", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager")
 """Flags for the mini model: a few megabytes of float32, for which compiling gains nothing."""
+
+MIDDLEWARE = ("--middleware", "globalcom2.integrations.vllm.middleware.RefuseWrongNames")
+"""The flag by which the server refuses requests with names of ours that nothing reads."""
+GROUP = "vllm.general_plugins"
+"""Where vLLM looks for plugins."""
 
 
 def installed_version() -> str:
@@ -38,8 +45,22 @@ def installed_version() -> str:
 
 
 def check_installed() -> None:
-    """Raise for a vLLM that is missing, or that the plugin was not tested with."""
+    """Raise where vLLM would run without the plugin.
+
+    Raises:
+        InputError: vLLM is missing, or it would not load the plugin.
+        UnsupportedModelError: A version that the plugin was not tested with, unless `ANY_VERSION` is set.
+    """
     check_version(installed_version())
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "globalcom2" not in allowed.split(","):
+        raise InputError(
+            f"VLLM_PLUGINS must have globalcom2 in it or not be set, got {allowed!r}: vLLM would keep all visual tokens."
+        )
+    if not any(found.name == "globalcom2" for found in entry_points(group=GROUP)):
+        raise InputError(
+            "globalcom2 must be installed for vLLM to find its plugin, got a copy that is not. Run pip install . in its folder."
+        )
 
 
 def config_of(
@@ -121,51 +142,34 @@ def command(
     Raises:
         InputError: A setting out of range or that an engine cannot follow, or flags that cannot be merged.
     """
+    if model.startswith("-"):
+        raise InputError(f"MODEL must come before the flags of `vllm serve`, got {model!r} in its place.")
     settings = config.vllm_overrides()
     if floor is not None:
         if check_ratio(floor) > config.highest_ratio:
             raise InputError(f"floor must be at most the retention {config.highest_ratio:g}, got {floor:g}.")
         settings[FLOOR] = float(floor)
-    flags, given = _without_overrides(flags)
-    for name in (RETENTION, FLOOR, METHOD):
-        if name in given:
-            raise InputError(f"--hf-overrides must leave {name} to --retention, --floor and --method, got both.")
+    flags, given, in_files = read_flags(flags)
+    check_names("--hf-overrides", given, (), dict.fromkeys(ENGINE_KEYS, "the flags of globalcom2 serve"))
     made = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(FOLDER) if model == "mini" else model]
     if model == "mini":
-        made += _unless_given(MINI, flags)
-    made += ["--hf-overrides", json.dumps({**given, **settings})]
+        made += _unless_given(MINI, [*in_files, *flags])
+    made += [OVERRIDES, json.dumps({**given, **settings})]
+    if MIDDLEWARE[1] not in flags:
+        made += MIDDLEWARE
     if per_request and "--trust-request-mm-kwargs" not in flags:
         made.append("--trust-request-mm-kwargs")
     return made + flags
 
 
-def _without_overrides(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The flags without `--hf-overrides`, and what these held."""
-    rest, left, found = [], iter(flags), None
-    for flag in left:
-        name, equals, value = flag.partition("=")
-        if name in ("--hf-overrides", "--hf_overrides"):
-            found = value if equals else next(left, "")
-        else:
-            rest.append(flag)
-    if found is None:
-        return rest, {}
-    try:
-        given = json.loads(found)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise InputError(f"--hf-overrides must be a JSON object, got {found!r}.")
-    return rest, given
-
-
 def _unless_given(defaults: tuple[str, ...], flags: list[str]) -> list[str]:
-    """The default flags, each with its values, but for those that the user gave."""
-    names, kept, left = {flag.partition("=")[0] for flag in flags}, [], list(defaults)
+    """The default flags, each with its values, but for those that the user gave in full or by the beginning of their names."""
+    names = [hyphens(flag.partition("=")[0]) for flag in flags if flag.startswith("--")]
+    kept, left = [], list(defaults)
     while left:
         group = [left.pop(0)]
         while left and not left[0].startswith("--"):
             group.append(left.pop(0))
-        if group[0] not in names:
+        if not any(len(name) > 2 and group[0].startswith(name) for name in names):
             kept += group
     return kept
