@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where weights in float16 and logs go")
     parser.add_argument("--stages", default=",".join(STAGES), help="which of them, in order")
     parser.add_argument("--seconds", type=numbers, default=[210.0, 270.0, 90.0], help="of the three stages")
-    parser.add_argument("--rates", type=numbers, default=[2e-3, 1.5e-3, 6e-4], help="peak learning rates of the stages")
+    parser.add_argument("--rates", type=numbers, default=[1.5e-3, 1.2e-3, 5e-4], help="peak learning rates of the stages")
     parser.add_argument("--tokens", type=int, default=12544, help="of a step of the tower")
     parser.add_argument("--pictures", type=int, default=96, help="of a step of the decoder, fewer where they are large")
     parser.add_argument("--again", type=int, default=2, help="how often a step may be seen again where drawing is slow")
