@@ -13,8 +13,8 @@ from globalcom2.core.layout import Layout
 from globalcom2.core.scores import similarity
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.integrations.vllm.options import Options
-from globalcom2.integrations.vllm.processing import FIELD, PARTS, ServedFamily
+from globalcom2.integrations.vllm.options import PARTS, Options
+from globalcom2.integrations.vllm.processing import FIELD, ServedFamily
 
 
 class Pass(NamedTuple):

@@ -42,6 +42,8 @@ ENGINE_KEYS = (RETENTION, FLOOR, METHOD, LIMIT, PER_REQUEST)
 _OF_THE_ENGINE = dict.fromkeys(set(ENGINE_KEYS).difference(ASKED), "hf_overrides of the engine")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MILLION = 1_000_000
+PARTS = 10**12
+"""Processor and model tell each other ratios in parts of this: fine enough for limits in tokens to be met exactly."""
 
 logger = logging.getLogger("vllm.globalcom2")
 """Under vLLM's own logger, whose level and format it takes on; any other name has no handler in a server."""
@@ -222,6 +224,11 @@ def _warn_of_least(limit: int, floor: float) -> None:
         limit,
         floor,
     )
+
+
+def in_parts(ratio: float) -> int:
+    """A ratio in whole `PARTS`. Only 1.0 comes to all of them: it keeps newlines that no other ratio does."""
+    return PARTS if ratio == 1.0 else min(round(ratio * PARTS), PARTS - 1)
 
 
 def without_ratio(arguments: Mapping[str, object]) -> dict[str, object]:

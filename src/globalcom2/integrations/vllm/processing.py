@@ -19,20 +19,13 @@ from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 from globalcom2.core.layout import Layout
 from globalcom2.errors import GlobalCom2Error, InputError
 from globalcom2.integrations.vllm import door, metrics
-from globalcom2.integrations.vllm.options import RETENTION, Asked, Options, without_ratio
+from globalcom2.integrations.vllm.options import PARTS, RETENTION, Asked, Options, in_parts, without_ratio
 
 FIELD = "globalcom2_image"
 """The field in which the processor tells the model of an image: int64 (3,), `in_parts` of its ratio and the two numbers of
 `ServedFamily.describe`."""
-PARTS = 10**12
-"""A ratio is told in parts of this: fine enough for limits in tokens to be met exactly."""
 
 ModelT = TypeVar("ModelT", bound=type)
-
-
-def in_parts(ratio: float) -> int:
-    """A ratio in whole `PARTS`. Only 1.0 comes to all of them: it keeps newlines that no other ratio does."""
-    return PARTS if ratio == 1.0 else min(round(ratio * PARTS), PARTS - 1)
 
 
 @dataclass
