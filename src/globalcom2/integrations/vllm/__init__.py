@@ -59,9 +59,9 @@ def register() -> None:
     import vllm  # noqa: PLC0415
     from vllm import ModelRegistry  # noqa: PLC0415
 
-    from globalcom2.integrations.vllm import gate  # noqa: PLC0415
+    from globalcom2.integrations.vllm.gate import check_environment, install  # noqa: PLC0415
 
-    gate.check_environment()
+    check_environment([ANY_VERSION])
     try:
         check_version(vllm.__version__)
     except UnsupportedModelError as error:
@@ -69,8 +69,8 @@ def register() -> None:
             raise
         warnings.warn(f"globalcom2 compresses nothing: {error}", stacklevel=2)
         with contextlib.suppress(ImportError, AttributeError):  # who knows what this version has
-            gate.install(str(error))
+            install(MODELS, str(error))
         return
     for name, target in MODELS.items():
         ModelRegistry.register_model(name, f"{__name__}.{target}")
-    gate.install()
+    install(MODELS)

@@ -7,11 +7,10 @@ other place that every way to start an engine passes before the weights are read
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from globalcom2.errors import UnsupportedModelError
-from globalcom2.integrations.vllm import ANY_VERSION, MODELS
 from globalcom2.integrations.vllm.names import PREFIX, check_names, meant
 from globalcom2.integrations.vllm.options import ASKED, ENGINE_KEYS, Options
 
@@ -19,10 +18,11 @@ _AT_THE_TOP = dict.fromkeys(ENGINE_KEYS, "hf_overrides itself")
 WHOLE = "Leave globalcom2's settings out, or set VLLM_PLUGINS='', to serve it with all of its tokens."
 
 
-def install(reason: str | None = None) -> None:
-    """Have every `ModelConfig` of this process checked once it is complete; again if called again.
+def install(models: Iterable[str], reason: str | None = None) -> None:
+    """Have every `ModelConfig` of this process checked once it is complete. The last call alone counts.
 
     Args:
+        models: Architectures that the plugin compresses.
         reason: Why no model is compressed; None where the plugin's models are registered.
     """
     from vllm.config import ModelConfig  # noqa: PLC0415
@@ -31,17 +31,18 @@ def install(reason: str | None = None) -> None:
 
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        check(self, reason)
+        check(self, models, reason)
 
     checked.globalcom2_original = original  # type: ignore[attr-defined]
     ModelConfig.__post_init__ = checked
 
 
-def check(model: Any, reason: str | None = None) -> None:
+def check(model: Any, models: Iterable[str], reason: str | None = None) -> None:
     """Raise unless what a `ModelConfig` asks of globalcom2 will be done.
 
     Args:
         model: vLLM's `ModelConfig`, complete.
+        models: See `install`.
         reason: See `install`.
 
     Raises:
@@ -62,17 +63,17 @@ def check(model: Any, reason: str | None = None) -> None:
     multimodal = getattr(model, "multimodal_config", None)
     check_names("mm_processor_kwargs", getattr(multimodal, "mm_processor_kwargs", None) or {}, ASKED)
     if (own or model.is_multimodal_model) and Options.of(config).compresses:
-        _check_model(model.architecture, reason)
+        _check_model(model.architecture, models, reason)
 
 
-def _check_model(architecture: str, reason: str | None) -> None:
+def _check_model(architecture: str, models: Iterable[str], reason: str | None) -> None:
     from vllm import ModelRegistry  # noqa: PLC0415
 
     if reason is not None:
         raise UnsupportedModelError(f"globalcom2 would compress nothing here: {reason} {WHOLE}")
     if not is_ours(ModelRegistry.models.get(architecture)):
         raise UnsupportedModelError(
-            f"model must be one that globalcom2's vLLM plugin compresses ({', '.join(MODELS)}), got {architecture}: vLLM "
+            f"model must be one that globalcom2's vLLM plugin compresses ({', '.join(models)}), got {architecture}: vLLM "
             f"would serve it with all of its tokens. {WHOLE}"
         )
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
@@ -88,14 +89,17 @@ def is_ours(entry: Any) -> bool:
     return str(found).startswith(f"{__package__}.")
 
 
-def check_environment() -> None:
+def check_environment(others: Iterable[str]) -> None:
     """Raise for a variable that was meant to be one of ours.
 
-    Others may begin with our name, too: a cluster gives a service's address to all that run beside it in this way.
+    Variables of others may begin with our name, too: a cluster tells all that run in it a service's address in this way.
+
+    Args:
+        others: Our variables that are no setting of an engine.
 
     Raises:
         InputError: With the right name.
     """
-    known = [*(name.upper() for name in ENGINE_KEYS), ANY_VERSION]
+    known = [*(name.upper() for name in ENGINE_KEYS), *others]
     names = [name for name in os.environ if name.upper().startswith(PREFIX.upper())]
     check_names("the environment", [name for name in names if meant(name, known)], known)
