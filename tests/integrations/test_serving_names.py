@@ -147,6 +147,10 @@ def test_one_line_in_the_log_says_what_an_engine_does(caplog):
     said = record.getMessage()
     assert record.name.startswith("vllm.")  # others have no handler in a server
     assert all(part in said for part in ("ratio 0.25", "floor 0.1", "method uniform", f"{__name__}.Config"))
+    assert "at most" not in said
+    with caplog.at_level(logging.INFO, "vllm"):
+        options.announce(Options(0.25, 0.1, "uniform", limit=64), Config)
+    assert "at most 64 tokens" in caplog.records[-1].getMessage()
 
 
 def test_the_floor_is_told_once_for_a_ratio(caplog):

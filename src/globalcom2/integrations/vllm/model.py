@@ -13,7 +13,7 @@ from globalcom2.core.layout import Layout
 from globalcom2.core.scores import similarity
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
-from globalcom2.integrations.vllm.options import PARTS, Options
+from globalcom2.integrations.vllm.options import PARTS, Options, announce
 from globalcom2.integrations.vllm.processing import FIELD, ServedFamily
 
 
@@ -86,6 +86,8 @@ class ShortModel:
         self.__dict__["options"] = Options.of(self.config, self.family.scores)
         self.__dict__["saliency"] = self.options.score(self.family.scores)
         self.__dict__["room"] = vllm_config.scheduler_config.max_num_batched_tokens
+        if not vllm_config.parallel_config.rank:  # one line for an engine, not one for each of its processes
+            announce(self.options, type(self))
         if not vllm_config.model_config.multimodal_config.get_limit_per_prompt("image"):
             return  # an engine for text alone builds no tower
         self.install()

@@ -200,14 +200,10 @@ def check_request(arguments: Mapping[str, object]) -> None:
 
 def announce(options: Options, model: type) -> None:
     """Write to vLLM's log what the engine does, so that a log shows whether the plugin is on."""
+    limit = "" if options.limit is None else f", at most {options.limit} tokens of an image"
     logger.info(
-        "globalcom2 %s is on: ratio %g, floor %g, method %s, model class %s.%s.",
-        __version__,
-        options.retention,
-        options.floor,
-        options.method,
-        model.__module__,
-        model.__qualname__,
+        f"globalcom2 {__version__} is on: ratio {options.retention:g}{limit}, floor {options.floor:g}, method {options.method}, "
+        f"model class {model.__module__}.{model.__qualname__}."
     )
 
 
