@@ -16,7 +16,16 @@ from globalcom2.core.groups import places_of
 from globalcom2.core.scores import SCORE_TYPES
 from globalcom2.integrations import vllm as plugin
 from globalcom2.integrations.vllm import serving
-from globalcom2.integrations.vllm.options import FLOOR, LIMIT, METHOD, RETENTION, Asked, Options, without_ratio
+from globalcom2.integrations.vllm.options import (
+    FLOOR,
+    LIMIT,
+    METHOD,
+    PER_REQUEST,
+    RETENTION,
+    Asked,
+    Options,
+    without_ratio,
+)
 from globalcom2.mini import FOLDER
 
 
@@ -92,10 +101,10 @@ def test_the_command_of_serve():
         "owner/name", CompressionConfig(0.1, "uniform"), 0.05, True, ["--port", "8001", "--hf-overrides", '{"a": 1}']
     )
     settings = json.loads(made[made.index("--hf-overrides") + 1])
-    assert settings == {"a": 1, RETENTION: 0.1, FLOOR: 0.05, METHOD: "uniform"}
+    assert settings == {"a": 1, RETENTION: 0.1, FLOOR: 0.05, METHOD: "uniform", PER_REQUEST: True}
     assert made[3:5] == ["serve", "owner/name"]
     assert made[-2:] == ["--port", "8001"]
-    assert "--trust-request-mm-kwargs" in made
+    assert "--trust-request-mm-kwargs" not in made  # it would let through whatever a client sends
     assert made.count("--hf-overrides") == 1
 
 
@@ -163,7 +172,9 @@ def served(*arguments, capsys):
         return err, None
     command = shlex.split(out)
     place = command.index("--hf-overrides")
-    return json.loads(command[place + 1]), command[:place] + command[place + 2 :]
+    settings = json.loads(command[place + 1])
+    assert settings.pop(PER_REQUEST) is False  # none of these lets requests choose
+    return settings, command[:place] + command[place + 2 :]
 
 
 def test_serve_follows_a_saved_configuration(tmp_path, capsys):

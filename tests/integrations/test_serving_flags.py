@@ -8,9 +8,9 @@ from globalcom2 import CompressionConfig, InputError
 from globalcom2.cli import main
 from globalcom2.integrations.vllm import serving
 from globalcom2.integrations.vllm.flags import read_flags
-from globalcom2.integrations.vllm.options import METHOD, RETENTION
+from globalcom2.integrations.vllm.options import METHOD, PER_REQUEST, RETENTION
 
-OURS = {RETENTION: 0.1, METHOD: "globalcom2"}
+OURS = {RETENTION: 0.1, METHOD: "globalcom2", PER_REQUEST: False}
 
 
 def served(*flags: str) -> tuple[dict, list[str]]:
@@ -104,11 +104,11 @@ def test_flags_before_the_model(capsys):
 
 
 def test_the_server_looks_at_names_in_requests():
-    flag, name = serving.MIDDLEWARE
-    rest = served("--middleware", "some.other.Thing")[1]
-    assert [rest[i + 1] for i, part in enumerate(rest) if part == flag] == [name, "some.other.Thing"]
-    assert served(flag, name)[1].count(name) == 1
-    module, _, kind = name.rpartition(".")
+    flag, names = "--middleware", serving.MIDDLEWARE
+    rest = served(flag, "some.other.Thing")[1]
+    assert [rest[i + 1] for i, part in enumerate(rest) if part == flag] == [*names, "some.other.Thing"]
+    assert served(flag, names[0])[1].count(names[0]) == 1
+    module, _, kind = names[0].rpartition(".")
     assert callable(getattr(__import__(module, fromlist=[kind]), kind))
 
 

@@ -1,5 +1,6 @@
 """Limits in tokens of an engine and of its requests: exact counts, within floor and ceiling. Needs no vLLM."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ from transformers import AutoConfig
 from globalcom2 import CompressionConfig, InputError
 from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.windows import windows
+from globalcom2.cli import main
 from globalcom2.core.layout import unpacked
+from globalcom2.integrations.vllm import serving
 from globalcom2.integrations.vllm.options import LIMIT, METHOD, PARTS, PER_REQUEST, RETENTION, Options, in_parts
 from globalcom2.mini import FOLDER
 
@@ -99,3 +102,35 @@ def test_an_engine_may_let_no_request_choose():
             closed.asked({name: value})
     with pytest.raises(InputError, match=f"{PER_REQUEST} must be true or false, got 'yes'"):
         options(globalcom2_per_request="yes")
+
+
+def overrides(*arguments: str, capsys) -> dict:
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "mini", *arguments, "--dry-run", "--json"])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 0, err
+    command = json.loads(out)["command"]
+    return json.loads(command[command.index("--hf-overrides") + 1])
+
+
+def test_serve_takes_a_limit_in_place_of_the_ratio_or_beside_it(tmp_path, capsys):
+    rest = {METHOD: "globalcom2", PER_REQUEST: False}
+    found = overrides("--max-visual-tokens", "256", capsys=capsys)
+    assert found == {RETENTION: 1.0, LIMIT: 256, **rest}
+    found = overrides("--max-visual-tokens", "256", "--retention", "0.25", "--per-request", capsys=capsys)
+    assert found == {RETENTION: 0.25, LIMIT: 256, **rest, PER_REQUEST: True}
+    path = CompressionConfig(max_visual_tokens=64).save_pretrained(tmp_path)
+    assert overrides("--config", str(path), capsys=capsys) == {RETENTION: 1.0, LIMIT: 64, **rest}
+    assert overrides("--config", str(path), "--max-visual-tokens", "32", capsys=capsys)[LIMIT] == 32
+    for wrong in ("0", "-1", "2.5", "many"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["serve", "mini", "--max-visual-tokens", wrong, "--dry-run"])
+        assert stopped.value.code == 2
+        assert "--max-visual-tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--trust-request-mm-kwargs", "--trust_request_mm_kwargs", "--trust-request-mm"])
+def test_whoever_opens_the_whole_processor_decides_who_may_ask(flag):
+    made = serving.command("mini", CompressionConfig(), None, False, [flag])
+    assert PER_REQUEST not in json.loads(made[made.index("--hf-overrides") + 1])
+    assert made[-1] == flag

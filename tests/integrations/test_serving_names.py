@@ -13,7 +13,7 @@ from globalcom2 import InputError, UnsupportedModelError
 from globalcom2.integrations.vllm import gate, options
 from globalcom2.integrations.vllm.middleware import RefuseWrongNames
 from globalcom2.integrations.vllm.names import meant
-from globalcom2.integrations.vllm.options import FLOOR, LIMIT, METHOD, RETENTION, Options, check_request
+from globalcom2.integrations.vllm.options import FLOOR, LIMIT, METHOD, PER_REQUEST, RETENTION, Options, check_request
 
 RIGHT = {
     "globalcom2_retenton": RETENTION,
@@ -80,9 +80,14 @@ def registry(monkeypatch):
 
 @pytest.mark.parametrize("name", ["Qwen2VLForConditionalGeneration", "InternVLChatModel", "TransformersMultiModal"])
 def test_an_engine_that_would_compress_nothing_does_not_start(name, registry, monkeypatch):
-    tenth = {RETENTION: 0.1}
+    tenth, asks = {RETENTION: 0.1}, {PER_REQUEST: True}
     checked(model(overrides=tenth))
-    for asked in (model(name, overrides=tenth), model(name, **tenth), model(name, overrides={LIMIT: 64})):
+    for asked in (
+        model(name, overrides=tenth),
+        model(name, **tenth),
+        model(name, overrides={LIMIT: 64}),
+        model(name, overrides=asks),
+    ):
         with pytest.raises(UnsupportedModelError, match=f"got {name}: vLLM would serve it with all of its tokens"):
             checked(asked)
     checked(model(name))

@@ -21,6 +21,14 @@ def serve(
     floor: Annotated[
         float | None, typer.Option(help="Lowest ratio that a request gets. Default: --retention.", show_default=False)
     ] = None,
+    max_visual_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The most visual tokens of an image, exact. Takes the place of the ratio, or limits it.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="Selector, with options if you like: globalcom2:alpha=0.5.", show_default=False),
@@ -37,8 +45,8 @@ def serve(
         bool,
         typer.Option(
             "--per-request",
-            help="Let requests ask for a ratio: mm_processor_kwargs {'globalcom2_retention': 0.25}. "
-            "They may then set the image processor's other arguments, too: for clients that you trust.",
+            help="Let requests ask for a ratio or a limit: mm_processor_kwargs {'globalcom2_retention': 0.25} or "
+            "{'globalcom2_max_visual_tokens': 64}. They may set nothing else of the image processor.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop. Needs no vLLM.")] = False,
@@ -53,7 +61,8 @@ def serve(
 
     files = config or []
     others = [part for file in files if not serving.is_ours(file) for part in ("--config", file)]
-    settings = serving.config_of(model, [file for file in files if serving.is_ours(file)], preset, ratio, method)
+    saved = [file for file in files if serving.is_ours(file)]
+    settings = serving.config_of(model, saved, preset, ratio, method, max_visual_tokens)
     serving.check_model(model, settings, network=not dry_run)
     made = serving.command(model, settings, floor, per_request, [*context.args, *others])
     kept = f"{settings.retention_ratio:.4g} of its visual tokens, chosen by {settings.method_text}"

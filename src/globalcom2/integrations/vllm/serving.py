@@ -15,14 +15,19 @@ from globalcom2.hf.config_files import settings_in
 from globalcom2.integrations.vllm import MODELS, check_version
 from globalcom2.integrations.vllm.flags import OVERRIDES, hyphens, read_flags
 from globalcom2.integrations.vllm.names import check_names
-from globalcom2.integrations.vllm.options import ENGINE_KEYS, FLOOR
+from globalcom2.integrations.vllm.options import ENGINE_KEYS, FLOOR, PER_REQUEST
 from globalcom2.mini import FOLDER
 
 MINI = ("--served-model-name", "mini", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager")
 """Flags for the mini model: a few megabytes of float32, for which compiling gains nothing."""
 
-MIDDLEWARE = ("--middleware", "globalcom2.integrations.vllm.middleware.RefuseWrongNames")
-"""The flag by which the server refuses requests with names of ours that nothing reads."""
+MIDDLEWARE = (
+    "globalcom2.integrations.vllm.middleware.RefuseWrongNames",
+    "globalcom2.integrations.vllm.answers.Answers",
+)
+"""What refuses requests with names of ours that nothing reads, and what tells clients how many tokens were kept."""
+TRUST = "--trust-request-mm-kwargs"
+"""vLLM's flag that lets requests set any argument of the image processor."""
 GROUP = "vllm.general_plugins"
 """Where vLLM looks for plugins."""
 
@@ -64,7 +69,12 @@ def check_installed() -> None:
 
 
 def config_of(
-    model: str, files: list[str], preset: str | None, retention: float | None, method: str | None
+    model: str,
+    files: list[str],
+    preset: str | None,
+    retention: float | None,
+    method: str | None,
+    limit: int | None = None,
 ) -> CompressionConfig:
     """What an engine is to do.
 
@@ -74,6 +84,7 @@ def config_of(
         preset: A preset, instead of these.
         retention: A ratio that wins over all others; None for theirs.
         method: The same for the method, as the command line has it.
+        limit: The most visual tokens of an image. It takes the place of a ratio that `retention` does not give.
 
     Raises:
         InputError: More than one of these, something out of range, or something that an engine cannot follow.
@@ -88,7 +99,7 @@ def config_of(
         config = CompressionConfig.from_preset(preset)
     else:
         config = CompressionConfig() if own is None else CompressionConfig.from_pretrained(own)
-    told = {"retention_ratio": retention, "method": method}
+    told = {"retention_ratio": retention, "method": method, "max_visual_tokens": limit}
     config = config.replace(**{name: value for name, value in told.items() if value is not None})
     config.vllm_overrides()
     return config
@@ -136,7 +147,7 @@ def command(
         model: "mini", or whatever `vllm serve` takes.
         config: Ratio of every request that asks for none, and method.
         floor: Lowest ratio that a request gets; None for the ratio of `config`.
-        per_request: Whether requests may ask for a ratio of their own.
+        per_request: Whether requests may ask for a ratio or a limit of their own.
         flags: The user's flags of `vllm serve`. They take precedence over ours; `--hf-overrides` are merged.
 
     Raises:
@@ -151,15 +162,21 @@ def command(
         settings[FLOOR] = float(floor)
     flags, given, in_files = read_flags(flags)
     check_names("--hf-overrides", given, (), dict.fromkeys(ENGINE_KEYS, "the flags of globalcom2 serve"))
+    if per_request or not _trusting([*in_files, *flags]):
+        settings[PER_REQUEST] = per_request
     made = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(FOLDER) if model == "mini" else model]
     if model == "mini":
         made += _unless_given(MINI, [*in_files, *flags])
     made += [OVERRIDES, json.dumps({**given, **settings})]
-    if MIDDLEWARE[1] not in flags:
-        made += MIDDLEWARE
-    if per_request and "--trust-request-mm-kwargs" not in flags:
-        made.append("--trust-request-mm-kwargs")
+    for name in MIDDLEWARE:
+        if name not in flags:
+            made += ["--middleware", name]
     return made + flags
+
+
+def _trusting(names: list[str]) -> bool:
+    """Whether one of some flags is `TRUST`, by its name or by as much of its beginning as means no other."""
+    return any(TRUST.startswith(name) for name in map(hyphens, names) if len(name) >= len("--trust-request-m"))
 
 
 def _unless_given(defaults: tuple[str, ...], flags: list[str]) -> list[str]:
