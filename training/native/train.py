@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from native.build import model as build_model
 from native.build import tokenizer
@@ -52,7 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where weights in float16 and logs go")
     parser.add_argument("--stages", default=",".join(STAGES), help="which of them, in order")
     parser.add_argument("--seconds", type=numbers, default=[210.0, 270.0, 90.0], help="of the three stages")
-    parser.add_argument("--rates", type=numbers, default=[1.5e-3, 1.2e-3, 5e-4], help="peak learning rates of the stages")
+    parser.add_argument(
+        "--rates", type=numbers, default=[1.5e-3, 1.2e-3, 5e-4], help="peak learning rates of the stages"
+    )
     parser.add_argument("--tokens", type=int, default=12544, help="of a step of the tower")
     parser.add_argument("--pictures", type=int, default=96, help="of a step of the decoder, fewer where they are large")
     parser.add_argument("--again", type=int, default=2, help="how often a step may be seen again where drawing is slow")
@@ -61,12 +63,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--photos", type=Path, help="photographs that native.photos saved, instead of installed ones")
     parser.add_argument("--seed", default="native", help="of the pictures")
+    parser.add_argument("--begin", type=Path, help="the --out of an earlier run, whose last weights to go on from")
     parser.add_argument("--resume", action="store_true", help="go on from --work")
     args = parser.parse_args()
     args.stages = args.stages.split(",")
     if not set(args.stages) <= set(STAGES):
         parser.error(f"--stages must be of {', '.join(STAGES)}, got {', '.join(args.stages)}")
     return args
+
+
+def last_weights(out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What a run wrote to --out at the end of its last stage, float32, by part."""
+    last = next(file for stage in reversed(STAGES) if (file := out / f"{stage}.safetensors").exists())
+    parts = {"model": load_file(last), "heads": {}, "readers": {}}
+    if last.stem == "tower":
+        parts["model"] = {f"model.visual.{name}": value for name, value in parts["model"].items()}
+    for name, value in load_file(out / "readouts.safetensors").items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    return {part: {name: value.float() for name, value in weights.items()} for part, weights in parts.items()}
 
 
 class Run:
@@ -79,6 +94,8 @@ class Run:
         self.state = {"done": [], "runs": 0, "stage": None, "spent": 0.0}
         if args.resume:
             self.state = torch.load(args.work / "state.pt", map_location="cpu", weights_only=False)
+        elif args.begin is not None:
+            self.state |= {"runs": 100, **last_weights(args.begin)}
         self.state["runs"] += 1
         self.log = (args.out / "log.jsonl").open("a")
 
@@ -89,7 +106,8 @@ class Run:
         self.parts = Parts(build_model(), Heads(), Readers())
         for name, part in zip(Parts._fields, self.parts, strict=True):
             if name in self.state:
-                part.load_state_dict(self.state[name])
+                # Of a tower alone, the decoder stays as it was drawn.
+                part.load_state_dict(part.state_dict() | self.state[name])
             part.to(self.args.device)
         return self.parts
 
