@@ -26,6 +26,9 @@ MODELS = {
     "InternVLForConditionalGeneration": "internvl:InternVL",
     "Idefics3ForConditionalGeneration": "tagged:Idefics3",
     "SmolVLMForConditionalGeneration": "tagged:SmolVLM",
+    "Qwen2VLForConditionalGeneration": "native:Qwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "native:Qwen25VL",
+    "Qwen3VLForConditionalGeneration": "native:Qwen3VL",
 }
 """vLLM's architecture names, and the class that takes the place of each: `module:Class` in this folder."""
 
