@@ -12,6 +12,9 @@ VIDEO_PROCESSORS = {
     "llava_onevision": "LlavaOnevisionVideoProcessor",
     "internvl": "InternVLVideoProcessor",
     "smolvlm": "SmolVLMVideoProcessor",
+    "qwen2_vl": "Qwen2VLVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
 }
 
 
@@ -32,7 +35,11 @@ BUILT = {
 
 
 def tiny(name: str) -> Tiny:
-    return (BUILT.get(name) or FAMILIES[name])()
+    if name in BUILT or name in FAMILIES:
+        return (BUILT.get(name) or FAMILIES[name])()
+    import native_models  # takes its time
+
+    return native_models.BUILT[name]()
 
 
 def save(name: str, folder: Path) -> Path:
@@ -40,7 +47,11 @@ def save(name: str, folder: Path) -> Path:
 
     made = tiny(name)
     if name in VIDEO_PROCESSORS:  # tests elsewhere do without torchvision
-        made.processor.video_processor = getattr(transformers, VIDEO_PROCESSORS[name])()
+        # Of native images, patches must be as small in videos as in pictures.
+        video = getattr(transformers, VIDEO_PROCESSORS[name])
+        images = made.processor.image_processor
+        native = {"patch_size": images.patch_size, "size": images.size} if "qwen" in name else {}
+        made.processor.video_processor = video(**native)
     made.model.save_pretrained(folder)
     made.processor.save_pretrained(folder)
     return folder
