@@ -176,5 +176,5 @@ def read_out(heads: Heads, tokens: Tensor, labels: dict[str, Tensor], measure: b
         if measure:
             known = target != BACKGROUND.get(name, IGNORE)
             right = (logits.argmax(-1) == target) & known
-            now[name] = right.sum().item() / max(1, known.sum().item())
+            now[f"token {name}"] = right.sum().item() / max(1, known.sum().item())
     return loss, now
