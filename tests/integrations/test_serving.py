@@ -80,14 +80,14 @@ def test_marks_tell_ratios_and_methods_apart():
     assert all("globalcom2-" in mark for mark in marks)
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.4+cpu", "0.32.1rc2"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.4+cpu", "0.32.1rc2", "0.33.0"])
 def test_tested_versions(version):
     plugin.check_version(version)
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0", "dev"])
+@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0", "dev"])
 def test_other_versions_are_refused(version):
-    with pytest.raises(UnsupportedModelError, match=r"vllm must be at least 0\.32 and below 0\.33"):
+    with pytest.raises(UnsupportedModelError, match=r"vllm must be at least 0\.32 and below 0\.34"):
         plugin.check_version(version)
 
 

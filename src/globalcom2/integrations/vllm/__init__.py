@@ -15,7 +15,7 @@ import warnings
 
 from globalcom2.errors import UnsupportedModelError
 
-TESTED = ((0, 32), (0, 33))
+TESTED = ((0, 32), (0, 34))
 """The versions of vLLM that the tests ran with, as (major, minor): at least the first, and below the second."""
 ANY_VERSION = "GLOBALCOM2_ANY_VLLM"
 """The variable that tries a version of vLLM that the tests did not run with."""
