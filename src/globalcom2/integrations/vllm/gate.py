@@ -62,7 +62,10 @@ def check(model: Any, models: Iterable[str], reason: str | None = None) -> None:
     check_names("the model's configuration", own, ENGINE_KEYS)
     multimodal = getattr(model, "multimodal_config", None)
     check_names("mm_processor_kwargs", getattr(multimodal, "mm_processor_kwargs", None) or {}, ASKED)
-    if (own or model.is_multimodal_model) and Options.of(config).compresses:
+    if not own and not model.is_multimodal_model:
+        return
+    options = Options.of(config)
+    if options.compresses or options.per_request:
         _check_model(model.architecture, models, reason)
 
 
