@@ -73,6 +73,9 @@ def test_sizes_of_mistral_that_disagree():
             {**one, "image_sizes": sizes + 8},
             {**one, "image_sizes": sizes - 4},
             {**one, "image_sizes": sizes * 0},
+            {**one, "image_sizes": sizes[0]},
+            {**one, "image_sizes": torch.cat([sizes, sizes], 1)},
+            {**one, "image_sizes": "as they are"},
             {**batch, "image_sizes": batch["image_sizes"][:3]},
             {**batch, "image_sizes": batch["image_sizes"].flip(0)},
         ]
@@ -92,7 +95,26 @@ def test_positions_that_cannot_be_known_or_are_the_callers(name):
     with refused(name, "position_ids") as (case, calls):
         one = case.rows[0]
         plain = torch.arange(one["input_ids"].shape[1])[None]
-        calls += [{**one, "position_ids": places} for places in (plain, plain.expand(3, 1, -1), plain.expand(4, 1, -1))]
+        kinds = plain, plain[:, 1:], plain.expand(3, 1, -1), plain.expand(4, 1, -1)
+        calls += [{**one, "position_ids": places} for places in kinds]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_positions_by_row_and_column_where_they_are_plain(name):
+    with refused(name, "position_ids must be .batch, ") as (case, calls):
+        one = case.rows[0]
+        plain = torch.arange(one["input_ids"].shape[1])[None]
+        calls += [{**one, "position_ids": plain.expand(axes, 1, -1)} for axes in (1, 3)]
+
+
+def test_positions_of_the_callers_in_calls_that_pass_through():
+    """What a limit leaves alone is the unpatched model's call."""
+    with left_clean(case_of("qwen2_vl")) as case, torch.no_grad():
+        one = case.rows[0]
+        call = {**one, "position_ids": 2 * torch.arange(one["input_ids"].shape[1]).expand(4, 1, -1)}
+        plain = case.model(**call).logits
+        with compress(case.model, max_visual_tokens=10**6):
+            assert torch.equal(case.model(**call).logits, plain)
 
 
 @pytest.mark.parametrize("name", GLM)

@@ -35,18 +35,14 @@ class Mistral3Adapter(NativeAdapter):
         return deepest_layer(base.config.vision_feature_layer, len(self.attentions(base)))
 
     def grids(self, base: Any, call: dict[str, Any]) -> list[Size]:  # noqa: D102
-        pixels, given = call[self.pixels], call.get(self.grid_name)
-        side = base.config.vision_config.patch_size * self.merge(base)
-        sizes = [] if given is None else [(int(height), int(width)) for height, width in given]
-        most = pixels.shape[-2:]
+        pixels, given, patch = call[self.pixels], call.get(self.grid_name), self.side(base)
+        side, sizes, most = patch * self.merge(base), sizes_in_px(given), pixels.shape[-2:]
         fits = [0 < n <= limit and n % side == 0 for size in sizes for n, limit in zip(size, most, strict=True)]
         if pixels.ndim != 4 or len(sizes) != len(pixels) or not all(fits):
             raise InputError(
                 f"image_sizes must hold heights and widths in px of the {len(pixels)} pictures of {self.pixels}, multiples of "
-                f"{side} within {tuple(most)}, got {None if given is None else sizes!r:.120}. Pass everything the processor "
-                "returned."
+                f"{side} within {tuple(most)}, got {sizes or given!r:.120}. Pass everything the processor returned."
             )
-        patch = base.config.vision_config.patch_size
         return [(height // patch, width // patch) for height, width in sizes]
 
     def segments(self, base: Any, layouts: list[Layout]) -> list[int]:
@@ -56,8 +52,7 @@ class Mistral3Adapter(NativeAdapter):
 
     def with_guides(self, base: Any, arguments: dict[str, Any], layouts: list[Layout]) -> dict[str, Any]:  # noqa: D102
         pixels: Tensor = arguments[self.pixels]
-        side = base.config.vision_config.patch_size * self.merge(base)
-        sizes = [(int(height), int(width)) for height, width in arguments[self.grid_name]]
+        side, sizes = self.side(base) * self.merge(base), sizes_in_px(arguments[self.grid_name])
         small = torch.zeros_like(pixels)
         guides = [(height * side, width * side) for height, width in (layout.guide_grid for layout in layouts)]  # type: ignore[misc]
         for n, ((height, width), (rows, cols)) in enumerate(zip(sizes, guides, strict=True)):
@@ -68,3 +63,12 @@ class Mistral3Adapter(NativeAdapter):
     def videos(self) -> Adapter | None:
         """The family takes no videos."""
         return None
+
+
+def sizes_in_px(given: Any) -> list[Size]:
+    """Height and width in px of each picture, from numbers (pictures, 2) that come to the host at once; else none."""
+    try:
+        sizes = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):  # None, or no numbers
+        return []
+    return [(int(h), int(w)) for h, w in sizes.tolist()] if sizes.ndim == 2 and sizes.shape[1] == 2 else []

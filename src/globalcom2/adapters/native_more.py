@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from globalcom2.adapters.channels import channels_first, channels_last
 from globalcom2.adapters.layers import layer_of
-from globalcom2.adapters.mistral3 import Mistral3Adapter
+from globalcom2.adapters.mistral3 import Mistral3Adapter, sizes_in_px
 from globalcom2.adapters.native import NativeAdapter
 from globalcom2.adapters.rotary import RotaryAdapter
 from globalcom2.adapters.tagged import Size
@@ -94,7 +94,7 @@ class VideoLlama3Adapter(NativeAdapter):
 
     def grids(self, base: Any, call: dict[str, Any]) -> list[Size]:  # noqa: D102
         sizes, merges = super().grids(base, call), call.get("image_merge_sizes")
-        got = None if merges is None else [int(size) for size in merges]
+        got = merges.tolist() if isinstance(merges, Tensor) else merges
         if got != [1] * len(sizes):
             raise InputError(
                 f"image_merge_sizes must be 1 for each of the {len(sizes)} images, as the family's processor makes them, got "
@@ -152,11 +152,9 @@ class LightOnOcrAdapter(Mistral3Adapter):
     """Adapter of `lighton_ocr`, whose images may have a row or a column of patches that no token reads."""
 
     def grids(self, base: Any, call: dict[str, Any]) -> list[Size]:  # noqa: D102
-        token = base.config.vision_config.patch_size * self.merge(base)
-        given = call.get(self.grid_name)
-        if given is not None:
-            call = {**call, self.grid_name: [[int(side) // token * token for side in size] for size in given]}
-        return super().grids(base, call)
+        token = self.side(base) * self.merge(base)
+        whole = [[side // token * token for side in size] for size in sizes_in_px(call.get(self.grid_name))]
+        return super().grids(base, {**call, self.grid_name: whole or call.get(self.grid_name)})
 
     def default_layer(self, base: Any) -> int:  # noqa: D102
         return -1

@@ -300,7 +300,9 @@ class Compression:
         refuse_static(settings, model, call)
         if self.drops is not None:
             check_call(model, call, direct=direct, cached=cached)
-        given = read_prompt(call, direct=direct, cached=cached)
+        rotary = self.adapter.three_dimensional
+        # Positions of the caller's own are refused below, where it is known that the call does not pass through.
+        given = read_prompt({**call, "position_ids": None} if rotary else call, direct=direct, cached=cached)
         found = visuals_of_call(model, call, given.ids, list(self.adapters.values()))
         if any(bool(visuals.placeholder[:, :cached].any()) for visuals in found):
             return None  # the cache holds images already
@@ -309,7 +311,7 @@ class Compression:
         if whole and self.drops is None:
             self._report = self._reported(unshortened_entries(model, call, self.adapters.values()))
             return None
-        if self.adapter.three_dimensional:
+        if rotary:
             given = with_axes(given, model, call, self.adapter)
         if isinstance(call.get("logits_to_keep"), Tensor):
             raise InputError(
@@ -329,7 +331,7 @@ class Compression:
         leaving = None if self.drops is None else Leaving(model, self.drops, found, chosen)
         entries = chosen.entries if leaving is None else leaving.entries()
         self._report = self._reported(in_prompt_order(found, entries), clock)
-        original = self.adapter.three_dimensional or settings.positions == "original"
+        original = rotary or settings.positions == "original"
         how = Rewriting(model, original, direct, settings.logits == "full", clock)
         short = rewrite(call, given, found, chosen, outputs, how)
         return short if leaving is None else leaving.mark(short, outputs, how)

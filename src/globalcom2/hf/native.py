@@ -59,7 +59,7 @@ def with_axes(given: Given, model: Any, call: dict[str, Any], adapter: Adapter) 
         InputError: Positions of the caller's own, images that follow cached tokens in a direct call, or what
             `Adapter.positions` refuses.
     """
-    if given.positions is not None:
+    if call.get("position_ids") is not None:
         raise InputError(
             f"position_ids must be left out in a compressed call of {model.config.model_type}, got a tensor: tokens keep the "
             "positions that the model gives to the full prompt."

@@ -38,7 +38,7 @@ class Given:
     """(batch, length); -1 where only the cache knows."""
     mask: Tensor | None
     positions: Tensor | None
-    """(batch or 1, length), or (axes, batch, length)."""
+    """(batch or 1, length), or (axes, batch, length) where `with_axes` made them."""
     cached: int
     """The first so many places are in a cache."""
     unknown: int
@@ -65,8 +65,6 @@ def read_prompt(call: dict[str, Any], *, direct: bool, cached: int) -> Given:
             if not unknown
             else f"attention_mask must cover the cache and the new tokens, {shape}, got {tuple(mask.shape)}."
         )
-    if positions is not None and positions.ndim == 3 and positions.shape[-1] == ids.shape[1]:
-        return Given(ids.cpu(), None if mask is None else mask.cpu(), positions, cached, unknown)  # refused later
     if positions is not None and (positions.ndim != 2 or positions.shape[1] != ids.shape[1]):
         raise InputError(
             f"position_ids must be (batch, {ids.shape[1]}), as long as input_ids, got {tuple(positions.shape)}."
