@@ -164,6 +164,8 @@ def test_ratio_one_is_the_unpatched_model_bit_for_bit(case):
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, ours.logits, strict=True))
     assert [entry.modality for entry in compression.report] == [seen[0] for seen in SEEN]
     assert compression.report.tokens_before == compression.report.tokens_after
+    shown = [entry.modality for entry in compression.report if entry.pixels.picture() is not None]
+    assert shown == ["image"]
 
 
 def test_beams_and_several_returns_equal_row_by_row(case):

@@ -64,13 +64,13 @@ class Rebuilding:
 
 
 def rebuilding_of(adapter: Adapter, base: Any) -> Rebuilding | None:
-    """How the pictures of a model's calls are rebuilt. None for families whose images are cut into crops.
+    """How the pictures of a model's calls are rebuilt. None for videos, and for images cut into crops.
 
     Args:
         adapter: Of the family's images.
         base: The model that has `get_image_features`. It is not kept.
     """
-    if not isinstance(adapter, NativeAdapter):
+    if not isinstance(adapter, NativeAdapter) or adapter.modality != "image":
         return None
     try:
         side, merge = adapter.side(base), adapter.merge(base)
