@@ -21,7 +21,7 @@ def guide_size(height: int, width: int) -> Size:
     return max(1, round(height / SHRINK)), max(1, round(width / SHRINK))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # up to 150 KB each
 def windows(height: int, width: int, guide: str = "pooled") -> Layout:
     """The layout of an image of that many tokens.
 
