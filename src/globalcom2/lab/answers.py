@@ -71,17 +71,17 @@ def answer_questions(
     begin = _common(turns) if load_adapter(model.config.model_type).native else 0
     turns = [[tail[begin:] for tail in tails] for tails in turns]
     head = _head(model, inputs, turns[0])
-    filled = model.generate(**inputs, **head.call, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
+    filled = model.generate(**inputs, **head, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
     answers: list[list[str]] = [[] for _ in images]
     for tails in turns:
-        call = head.continued(*_padded(tails, processor.tokenizer.pad_token_id or 0, model.device))
+        call = _continued(head, *_padded(tails, processor.tokenizer.pad_token_id or 0, model.device))
         out = model.generate(
             **call, max_new_tokens=max_new_tokens, do_sample=False, **{CACHE: copy.deepcopy(getattr(filled, CACHE))}
         )
         new = processor.batch_decode(out[:, call["input_ids"].shape[1] :], skip_special_tokens=True)
         for row, text in zip(answers, new, strict=True):
             row.append(text.strip())
-    return Answers(answers, (head.call["input_ids"] == token).sum(1).tolist())
+    return Answers(answers, (head["input_ids"] == token).sum(1).tolist())
 
 
 @torch.inference_mode()
@@ -140,41 +140,19 @@ def _tag(processor: Any) -> int:
     return found
 
 
-@dataclass(frozen=True)
-class _Head:
-    """What all questions about an image share: its prompt up to the question."""
-
-    call: dict[str, Tensor]
-    """Arguments of `generate`, (batch, n) each."""
-    last: Tensor | None
-    """(1 + axes, batch, 1): position of its last token, in families that number tokens by time, row and column. That of
-    the text is first, as transformers has it."""
-
-    def continued(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Arguments of `generate` for a question (batch, length) behind it.
-
-        Padding stands between image and question: the image's cache serves all questions.
-        """
-        more = {**dict.fromkeys(self.call, torch.zeros_like(ids)), "input_ids": ids, "attention_mask": mask}
-        call = {name: torch.cat([given, more[name]], 1) for name, given in self.call.items()}
-        if self.last is None:
-            return call
-        # Those of the head are in the cache already; only their number counts.
-        before = self.last.expand(-1, -1, self.call["input_ids"].shape[1])
-        return {**call, "position_ids": torch.cat([before, self.last + mask.cumsum(1)], -1)}
-
-
-def _head(model: Any, inputs: Any, tails: list[list[int]]) -> _Head:
+def _head(model: Any, inputs: Any, tails: list[list[int]]) -> dict[str, Tensor]:
     """Take what is as long as a prompt out of `inputs`, without the questions and without the padding on the left.
 
     What tells the kinds of tokens stays with images that keep their resolution: their positions follow from it. For others
     generate makes it itself.
+
+    Returns:
+        Arguments of `generate`, (batch, n) each.
     """
-    adapter = load_adapter(model.config.model_type)
     long = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", *ALIGNED) if name in inputs}
-    shown, rows = long["attention_mask"].bool(), []
-    for row, own, tail in zip(long["input_ids"], shown, tails, strict=True):
-        places = own.nonzero()[:, 0]
+    rows = []
+    for row, shown, tail in zip(long["input_ids"], long["attention_mask"].bool(), tails, strict=True):
+        places = shown.nonzero()[:, 0]
         if row[places[len(places) - len(tail) :]].tolist() != tail:
             raise InputError(
                 "a prompt must end with its question as the tokenizer alone splits it, got other tokens. Ask one "
@@ -182,14 +160,18 @@ def _head(model: Any, inputs: Any, tails: list[list[int]]) -> _Head:
             )
         rows.append(places[: len(places) - len(tail)])
     index = torch.stack(rows)
-    kept = long if adapter.native else {name: long[name] for name in ("input_ids", "attention_mask")}
-    call = {name: given.gather(1, index) for name, given in kept.items()}
-    on_host = {name: given.cpu() for name, given in call.items()}
-    positions = adapter.positions(model.base_model, {**inputs, **on_host})
-    if positions is None:
-        return _Head(call, None)
-    text = torch.full_like(positions[:1, :, -1:], index.shape[1] - 1)
-    return _Head(call, torch.cat([text, positions[..., -1:]]).to(index.device))
+    native = load_adapter(model.config.model_type).native
+    kept = long if native else {name: long[name] for name in ("input_ids", "attention_mask")}
+    return {name: given.gather(1, index) for name, given in kept.items()}
+
+
+def _continued(head: dict[str, Tensor], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Arguments of `generate` for a question (batch, length) behind what `_head` returned.
+
+    Padding stands between image and question: the image's cache serves all questions.
+    """
+    more = {**dict.fromkeys(head, torch.zeros_like(ids)), "input_ids": ids, "attention_mask": mask}
+    return {name: torch.cat([given, more[name]], 1) for name, given in head.items()}
 
 
 def _tail(ids: list[int], tag: int) -> list[int]:
