@@ -350,12 +350,12 @@ def test_a_dry_run_as_json(capsys):
 
 def test_a_model_that_the_plugin_does_not_know_is_refused(tmp_path, capsys):
     """vLLM would serve it uncompressed, and nobody would notice."""
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}))
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Llama4ForConditionalGeneration"]}))
     for more in ([], ["--dry-run"]):
         with pytest.raises(SystemExit) as stopped:
             main(["serve", str(tmp_path), "--retention", "0.1", *more])
         assert stopped.value.code == 2
-        assert "got Qwen2_5_VLForConditionalGeneration" in " ".join(capsys.readouterr().err.split())
+        assert "got Llama4ForConditionalGeneration" in " ".join(capsys.readouterr().err.split())
     assert served(str(tmp_path), "--retention", "1", capsys=capsys)[0][RETENTION] == 1.0
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlavaNextForConditionalGeneration"]}))
     assert served(str(tmp_path), "--retention", "0.1", capsys=capsys)[0][RETENTION] == 0.1

@@ -45,11 +45,11 @@ class RefuseWrongNames:
 
 
 def _refuse(body: bytes) -> None:
-    from starlette.exceptions import HTTPException  # type: ignore[import-not-found]  # noqa: PLC0415
+    from fastapi import HTTPException  # type: ignore[import-not-found]  # noqa: PLC0415
 
     try:
         check_body(body)
-    except InputError as error:  # FastAPI lets this kind alone through to the server's handlers
+    except InputError as error:  # FastAPI lets this kind alone through, and the server has a handler for it
         raise HTTPException(400, str(error)) from error
 
 
