@@ -47,11 +47,11 @@ def save(name: str, folder: Path) -> Path:
 
     made = tiny(name)
     if name in VIDEO_PROCESSORS:  # tests elsewhere do without torchvision
-        # Of native images, patches must be as small in videos as in pictures.
+        # Qwen: patches as small as those of pictures, and the same colours, with which vLLM reads both.
         video = getattr(transformers, VIDEO_PROCESSORS[name])
         images = made.processor.image_processor
-        native = {"patch_size": images.patch_size, "size": images.size} if "qwen" in name else {}
-        made.processor.video_processor = video(**native)
+        same = ("patch_size", "size", "image_mean", "image_std") if "qwen" in name else ()
+        made.processor.video_processor = video(**{own: getattr(images, own) for own in same})
     made.model.save_pretrained(folder)
     made.processor.save_pretrained(folder)
     return folder
