@@ -36,11 +36,12 @@ def check_names(
         right = name if name in elsewhere else meant(name, [*here, *elsewhere])
         if right is None:
             continue
-        ours = f"have no other name of globalcom2's than {', '.join(here)}" if here else "have no name of globalcom2's"
+        what = f"names of globalcom2's in {where} must be {', '.join(here)}"
+        what = what if here else f"{where} must be without names of globalcom2's"
         cure = f" {right} belongs into {elsewhere[right]}." if right in elsewhere else ""
         if not cure and right:
             cure = f" Did you mean {right!r}?"
-        raise InputError(f"{where} must {ours}, got {name!r}, which nothing reads there.{cure}")
+        raise InputError(f"{what}, got {name!r}, which nothing reads there.{cure}")
 
 
 def meant(name: str, ours: Sequence[str]) -> str | None:
