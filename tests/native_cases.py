@@ -21,7 +21,8 @@ PLAIN = ("kimi_k25", "mistral3")
 """Families with plain positions, which "closed" and "original" both suit."""
 PICTURES = [picture(120, 144, 1), picture(48, 40, 2), picture(160, 32, 3), picture(24, 136, 4)]
 """18 x 15 tokens, which are 2 x 2 windows, 5 x 6, 4 x 20 (two windows) and 17 x 3 (two windows)."""
-IMAGES_OF_ROWS = [PICTURES[:1], PICTURES[1:3], [], PICTURES[3:]]
+SMALL = [picture(48, 40, 2), picture(160, 32, 3), picture(24, 136, 4), picture(40, 16, 1)]
+"""5 x 6 tokens, 4 x 20 and 17 x 3 (two windows each), and 2 x 5."""
 
 
 def words(tag: str) -> list[str]:
@@ -65,14 +66,26 @@ class Case(NamedTuple):
 
 
 @cache
-def case_of(name: str) -> Case:
+def tiny_of(name: str) -> Tiny:
     """One model per family for all tests, which must leave it unpatched."""
     tiny = NATIVE[name]()
+    inputs = tiny.inputs([tiny.tag], PICTURES[1:2])
+    tiny.model.generate(**inputs, max_new_tokens=2)  # transformers itself adds hooks on a model's first call
+    return tiny
+
+
+def images_of_rows(pictures: list[Image.Image]) -> list[list[Image.Image]]:
+    """The images of each prompt."""
+    return [pictures[:1], pictures[1:3], [], pictures[3:]]
+
+
+@cache
+def case_of(name: str, small: bool = False) -> Case:
+    """The family's model with four prompts; `small` ones where neither windows nor guides are looked at."""
+    tiny, pictures = tiny_of(name), SMALL if small else PICTURES
     texts = words(tiny.tag)
-    batch = dict(tiny.inputs(texts, PICTURES))
-    rows = [dict(tiny.inputs([text], images)) for text, images in zip(texts, IMAGES_OF_ROWS, strict=True)]
-    tiny.model.generate(**rows[3], max_new_tokens=2)  # transformers itself adds hooks on a model's first call
-    return Case(name, tiny, batch, rows)
+    rows = [dict(tiny.inputs([text], own)) for text, own in zip(texts, images_of_rows(pictures), strict=True)]
+    return Case(name, tiny, dict(tiny.inputs(texts, pictures)), rows)
 
 
 @contextmanager

@@ -9,11 +9,17 @@ from transformers import DynamicCache
 from families.native import NATIVE
 from globalcom2 import compress
 from globalcom2.hf.cache import CACHE
-from native_cases import IMAGES_OF_ROWS, LOGITS, NEW, PICTURES, PLAIN, case_of, grown, left_clean, words
+from native_cases import LOGITS, PLAIN, SMALL, case_of, grown, images_of_rows, left_clean, words
 from native_oracles import RECURRENT, cut_logits, follows, holed, keep_of
 
 RATIO = 0.2
-FEW = {"max_new_tokens": 4, "do_sample": False}
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "ernie4_5_vl_moe", "kimi_k25", "mistral3")
+"""A windowed tower, deeper features, recurrent layers, wrong beams, kinds of tokens, latent keys, and breaks in images.
+
+One family each, for what nothing of a family has a part in."""
+NEW = 3
+FEW = {"max_new_tokens": NEW, "do_sample": False}
+LOGITS = {**LOGITS, **FEW}
 STOCK_BEAMS_ARE_WRONG = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
 """With several images in a prompt: transformers 5.24 hands a beam another prompt's image."""
 NEW_CACHES = CACHE == "cache"
@@ -22,14 +28,14 @@ NEW_CACHES = CACHE == "cache"
 
 @pytest.fixture(params=NATIVE)
 def case(request):
-    with left_clean(case_of(request.param)) as case:
+    with left_clean(case_of(request.param, small=True)) as case:
         yield case
 
 
 @cache
 def answered(name):
     """The answers (batch, new tokens) of a family's batch, their first logits, and what was kept."""
-    case = case_of(name)
+    case = case_of(name, small=True)
     with compress(case.model, RATIO) as compression:
         out = case.model.generate(**case.batch, **LOGITS)
         keep = keep_of(case.model, case.batch, compression.report)
@@ -37,23 +43,24 @@ def answered(name):
 
 
 def test_beams_and_several_returns(case):
-    """Against the unpatched model on each prompt by itself; where that fits none, against the prompt by itself."""
+    """Against the unpatched model on a prompt of one image or two; where that fits none, against the prompt by itself."""
     model, beams = case.model, {**FEW, "num_beams": 3, "num_return_sequences": 2}
     with compress(model, RATIO) as compression:
         ours = model.generate(**case.batch, **beams)
         keep = keep_of(model, case.batch, compression.report)
     assert torch.equal(ours[:, : case.length], case.batch["input_ids"].repeat_interleave(2, 0))
-    for row, one in enumerate(case.rows):
-        several = len(IMAGES_OF_ROWS[row]) > 1
+    for row, several in ((1, True), (3, False)):
+        one = case.rows[row]
         if case.name in RECURRENT or not NEW_CACHES or (several and case.name in STOCK_BEAMS_ARE_WRONG):
             with compress(model, RATIO):
                 theirs = model.generate(**one, **beams)
         else:
             call = holed(model, one, case.real(keep, row)[None], closed=case.name in PLAIN)
             theirs = model.generate(**call, **beams)
-        assert torch.equal(ours[2 * row : 2 * row + 2, -4:], theirs[:, -4:])
+        assert torch.equal(ours[2 * row : 2 * row + 2, -NEW:], theirs[:, -NEW:])
 
 
+@pytest.mark.parametrize("case", KINDS, indirect=True)
 def test_sampling_with_a_seed(case):
     model, options = case.model, {"max_new_tokens": 3, "do_sample": True, "num_return_sequences": 2, "temperature": 2.0}
     torch.manual_seed(5)
@@ -74,7 +81,7 @@ def test_sampling_with_a_seed(case):
 
 
 def doubled():
-    return [image for images in IMAGES_OF_ROWS for _ in range(2) for image in images]
+    return [image for images in images_of_rows(SMALL) for _ in range(2) for image in images]
 
 
 def test_ways_through_generate_that_answer_alike(case):
@@ -88,9 +95,9 @@ def test_ways_through_generate_that_answer_alike(case):
     ways += [] if case.name == "ernie4_5_vl_moe" else [{"use_cache": False}]  # fails in the unpatched model, too
     with compress(model, RATIO):
         for way in ways:
-            assert torch.equal(model.generate(**batch, **FEW, **way)[:, case.length :], answers[:, :4]), way
+            assert torch.equal(model.generate(**batch, **FEW, **way)[:, case.length :], answers), way
         bare = {k: v for k, v in case.rows[1].items() if k not in ("attention_mask", "input_ids")}
-        assert torch.equal(model.generate(case.rows[1]["input_ids"], **bare, **FEW)[0, -4:], answers[1, :4])
+        assert torch.equal(model.generate(case.rows[1]["input_ids"], **bare, **FEW)[0, -NEW:], answers[1])
 
 
 def test_a_second_turn_on_the_cache(case):
@@ -106,7 +113,7 @@ def test_a_second_turn_on_the_cache(case):
         text = {k: v for k, v in whole.items() if not k.startswith(("pixel_values", "image_"))}
         with compress(model, 1.0):
             model.generate(**case.rows[0], max_new_tokens=1)
-        second = model.generate(**text, **{**LOGITS, **FEW}, **{CACHE: first[CACHE]})
+        second = model.generate(**text, **LOGITS, **{CACHE: first[CACHE]})
     answers = second.sequences[:, whole["input_ids"].shape[1] :]
     assert torch.equal(second.sequences[:, : whole["input_ids"].shape[1]], whole["input_ids"])
     keep = torch.cat([keep, keep.new_ones(4, NEW + 5)], 1)
@@ -126,21 +133,22 @@ def test_direct_calls_token_by_token(case):
     steps = {"moe_mm_token_type_ids": torch.zeros(1, 1, dtype=torch.long)} if "moe_mm_token_type_ids" in one else {}
     with compress(model, RATIO), torch.no_grad():
         out, got = model(**one, use_cache=True), []
-        for _ in range(4):
+        for _ in range(NEW):
             scores = out.logits[:, -1].clone()
             scores[:, case.suppressed] = -torch.inf
             got.append(scores.argmax(-1))
             out = model(input_ids=got[-1][None], use_cache=True, **{CACHE: out[CACHE]}, **steps)
-    assert torch.equal(torch.cat(got), answers[1, :4])
+    assert torch.equal(torch.cat(got), answers[1])
 
 
+@pytest.mark.parametrize("case", KINDS, indirect=True)
 def test_right_padding_in_a_direct_call(case):
     """Padding keeps its place, counted from the end."""
     tokenizer = case.tiny.processor.tokenizer
     _, first, keep = answered(case.name)
     tokenizer.padding_side = "right"
     try:
-        inputs = case.tiny.inputs(words(case.tiny.tag), PICTURES)
+        inputs = case.tiny.inputs(words(case.tiny.tag), SMALL)
     finally:
         tokenizer.padding_side = "left"
     right = (inputs["attention_mask"] == 0).sum(1)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+import native_more_cases
 from families.native import NATIVE
-from families.native_more import MORE
 from globalcom2 import InputError, compress, draw_page, draw_picture
 from globalcom2.adapters.families import load_adapter
 from globalcom2.drawing.page import kept_page
 from globalcom2.drawing.panel import Panel
 from globalcom2.hf.unshortened import unshortened_entries
-from native_cases import PICTURES, case_of, left_clean
+from native_cases import PICTURES, case_of, left_clean, tiny_of
 from tiny import picture
 
 FORMS = {
@@ -34,7 +34,7 @@ FORMS = {
 
 def entries_of(name, images):
     """Reports' entries of a call at a ratio of 1, which runs no model, and the call."""
-    made = {**NATIVE, **MORE}[name]()
+    made = tiny_of(name) if name in NATIVE else native_more_cases.case_of(name)[0]
     inputs = dict(made.inputs([f"a {made.tag} b {made.tag} c"], images))
     entries = unshortened_entries(made.model, inputs, [load_adapter(made.model.config.model_type)])
     assert len(entries) == len(images)

@@ -15,8 +15,8 @@ from globalcom2.adapters.families import load_adapter
 from native_cases import PICTURES, PLAIN, case_of, left_clean, picture_grids
 from tiny import llava_next, picture
 
-SEVERAL = ["qwen2_5_vl", "qwen3_5", "paddleocr_vl", "mistral3"]
-"""A windowed tower, recurrent layers, patches row by row, and plain positions."""
+SEVERAL = ["qwen2_5_vl", "mistral3"]
+"""Positions by row and column, and plain ones. Settings know nothing else of a family."""
 BEFORE = [height * width for height, width in picture_grids(PICTURES)]
 
 
