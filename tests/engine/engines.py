@@ -36,12 +36,14 @@ def running(folder, settings=None, **overrides):
         cleanup_dist_env_and_memory()
 
 
-def request(prompt: str, images: list[Image.Image], ratio: float | None = None) -> dict:
+def request(prompt: str, images: list[Image.Image], ratio: float | None = None, limit: int | None = None) -> dict:
     made = {"prompt": prompt}
     if images:
         made["multi_modal_data"] = {"image": images}
-    if ratio is not None:
-        made["mm_processor_kwargs"] = {"globalcom2_retention": ratio}
+    asked = {"globalcom2_retention": ratio, "globalcom2_max_visual_tokens": limit}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if asked:
+        made["mm_processor_kwargs"] = asked
     return made
 
 

@@ -26,7 +26,7 @@ from globalcom2.core.layout import kept_places
 from globalcom2.errors import UnsupportedModelError
 from globalcom2.integrations.vllm import anyres, tagged
 from globalcom2.integrations.vllm import internvl as plugin
-from globalcom2.integrations.vllm.options import MILLION
+from globalcom2.integrations.vllm.options import PARTS, Options, in_parts
 from globalcom2.integrations.vllm.processing import FIELD
 from tiny import picture
 
@@ -191,7 +191,21 @@ def test_a_prompt_gets_the_kept_places(ratio):
         layout = info.family.layout(info.get_hf_config(), *two)
         whole = [8, *[7] * info.get_num_image_tokens(image_width=width, image_height=height), 9]
         update = PromptReplacement("image", [7], PromptUpdateDetails.select_token_id(whole, 7))
-        image = {FIELD: SimpleNamespace(data=torch.tensor([round(ratio * MILLION), *two]))}
+        image = {FIELD: SimpleNamespace(data=torch.tensor([in_parts(ratio), *two]))}
         short = processor._shortened(update, [image]).replacement(0)
         assert short.full == [8, *[7] * kept_places(layout, ratio), 9]
+        assert (short.before, short.after) == (len(layout.slots), kept_places(layout, ratio))
         assert short.is_embed(short.full).tolist() == [token == 7 for token in short.full]
+
+
+def test_limits_are_exact_at_the_resolutions_of_published_models():
+    info = info_of(anyres.LlavaNext)(context(llava_next()))
+    engine = Options(1.0, 0.0001, "globalcom2", limit=2000)
+    for number, (width, height) in enumerate(sizes(200)):
+        layout = info.family.layout(info.get_hf_config(), *info.family.describe(info, width, height, {}))
+        limit = 1 + 13 * number
+        ratio = engine.ratio_of(layout, engine.asked({"globalcom2_max_visual_tokens": limit}))
+        kept = engine.kept(layout, in_parts(ratio) / PARTS)
+        whole = len(layout.slots)
+        # Newlines that end no token are there only where all stays.
+        assert kept == min(limit, 2000, whole) or min(limit, 2000) >= kept == engine.kept(layout, 1 - 1e-9)

@@ -115,6 +115,45 @@ def test_strips_and_dots(mini, size):
     assert 1 <= placeholders(output) <= 80
 
 
+@pytest.mark.parametrize(("per_request", "whole"), [(None, 664), (True, 664), (False, 66)])
+def test_profiled_is_the_largest_image_that_a_request_may_ask_for(mini, monkeypatch, per_request, whole):
+    processor = mini.llm_engine.renderer.get_mm_processor()
+    told = replace(processor.info.options, per_request=per_request)
+    monkeypatch.setitem(vars(processor.info), "options", told)
+    (place,) = processor.get_dummy_mm_inputs({"image": 1})["mm_placeholders"]["image"]
+    assert place.get_num_embeds() == whole
+    monkeypatch.setitem(vars(processor.info), "options", replace(told, limit=50))
+    (place,) = processor.get_dummy_mm_inputs({"image": 1})["mm_placeholders"]["image"]
+    assert place.get_num_embeds() == 50
+
+
+def test_a_limit_in_tokens_is_that_of_transformers(mini, asked):
+    model, processor = load_mini()
+    for limit in (40, 300):
+        for (prompt, image), answer in zip(
+            asked[:6],
+            engines.answers(mini, [engines.request(prompt, [image], limit=limit) for prompt, image in asked[:6]]),
+            strict=True,
+        ):
+            inputs = processor(text=prompt, images=image, return_tensors="pt")
+            with torch.no_grad(), compress(model, max_visual_tokens=limit) as compression:
+                out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            assert placeholders(answer) == compression.report.tokens_after <= limit
+            assert engines.ids(answer) == out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_the_prefix_cache_knows_limits(mini):
+    picture = demo_picture().transpose(Image.Transpose.ROTATE_90)  # in no other test
+
+    def cached(ratio, limit):
+        return engines.answers(mini, [engines.request(QUESTION, [picture], ratio, limit)])[0].num_cached_tokens
+
+    assert cached(None, 166) == 0
+    assert cached(0.25, None) == 0  # as many tokens
+    assert cached(None, 166) > 100
+    assert cached(None, 167) == 0
+
+
 def test_embeddings_of_images_pass_through():
     from globalcom2.mini import FOLDER
 
