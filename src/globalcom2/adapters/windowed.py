@@ -39,5 +39,5 @@ class WindowedTower(NativeAdapter):
         grid = torch.tensor([[1, h * m, w * m] for h, w in sizes])
         index, _ = get_vision_window_index(grid, m, vision.window_size, vision.patch_size)
         blocks = patches.unflatten(0, (-1, m * m))
-        ordered: Tensor = blocks[index.argsort().to(patches.device)]
+        ordered: Tensor = blocks[index.argsort().to(patches.device, non_blocking=True)]
         return ordered.flatten(0, 1)
