@@ -1,5 +1,7 @@
 """Families whose images keep their resolution: the engine answers as transformers does with the same compression."""
 
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import checkpoints
@@ -21,7 +23,8 @@ CASES = (  # sizes of the pictures of a prompt: portrait, landscape, one window 
     ((100, 60), (64, 160)),
     ((200, 48), (48, 48), (120, 200)),
 )
-RATIOS = (None, 1.0, 0.1)
+RATIOS = ((None, None), (1.0, None), (0.1, None), (None, 30))
+"""And limits in tokens, of a request."""
 STEPS = 6
 
 
@@ -39,24 +42,28 @@ def served(request, folder):
 
 @pytest.fixture
 def asked(served):
-    """(prompt, pictures, ratio) of requests, and what transformers answers: tokens, log-probabilities, tokens read."""
+    """(prompt, pictures, ratio, limit) of requests, and what transformers answers: tokens, log-probabilities, tokens read."""
     made, _ = served
     found = []
     for number, sizes in enumerate(CASES):
         images = [picture(*size, seed=3 * number + i) for i, size in enumerate(sizes)]
         prompt = "a".join([f"{made.tag} well"] * len(sizes))
-        found += [((prompt, images, ratio), _expected(made, prompt, images, ratio or 0.4)) for ratio in RATIOS]
-    return [*found, (("no picture here", [], None), _expected(made, "no picture here", [], 1.0))]
+        found += [_asked(made, prompt, images, *wish) for wish in RATIOS]
+    return [*found, _asked(made, "no picture here", [])]
 
 
-def _expected(made, prompt, images, ratio):
+def _asked(made, prompt, images, ratio=None, limit=None):
+    return (prompt, images, ratio, limit), _expected(made, prompt, images, ratio or (1.0 if limit else 0.4), limit)
+
+
+def _expected(made, prompt, images, ratio, limit=None, **options):
     inputs = made.inputs([prompt], images)
-    with torch.no_grad(), compress(made.model, ratio) as compression:
+    with torch.no_grad(), compress(made.model, ratio, max_visual_tokens=limit, **options) as compression:
         out = made.model.generate(
             **inputs, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
     read = inputs["input_ids"].shape[1]
-    dropped = compression.report.tokens_before - compression.report.tokens_after if images and ratio < 1 else 0
+    dropped = sum(image.tokens_before - image.tokens_after for image in compression.report)
     return out.sequences[0, read:].tolist(), torch.cat(out.logits).log_softmax(-1), read - dropped
 
 
@@ -70,8 +77,8 @@ def _answers(made, engine, requests):
 
 
 def _compare(made, outputs, asked) -> None:
-    for output, ((prompt, images, ratio), (tokens, logprobs, length)) in zip(outputs, asked, strict=True):
-        about = (prompt, [image.size for image in images], ratio)
+    for output, ((prompt, images, *wish), (tokens, logprobs, length)) in zip(outputs, asked, strict=True):
+        about = (prompt, [image.size for image in images], wish)
         assert len(output.prompt_token_ids) == length, about
         assert engines.ids(output) == tokens, about
         _close(made, output, logprobs, about)
@@ -103,16 +110,29 @@ def test_answers_and_probabilities_are_those_of_transformers(served, asked, monk
     _compare(made, _answers(made, engine, requests), asked)
 
 
-def test_a_picture_is_found_after_a_longer_beginning(served):
+def test_a_picture_is_found_after_another_beginning(served):
     """Its embeddings come from the cache; where they stand in the prompt is not theirs to know."""
     made, engine = served
     image = picture(120, 200, seed=50)
     for prompt in (f"{made.tag}?", f"{made.tag} {made.tag}?", f"a long beginning, and then {made.tag}?"):
-        images = [image] * prompt.count(made.tag)
-        request = (prompt, images, 0.1)
-        _compare(
-            made, _answers(made, engine, [engines.request(*request)]), [(request, _expected(made, prompt, images, 0.1))]
-        )
+        one = _asked(made, prompt, [image] * prompt.count(made.tag), 0.1)
+        _compare(made, _answers(made, engine, [engines.request(*one[0])]), [one])
+
+
+def test_methods_are_given_the_features_of_transformers(served):
+    made, engine = served
+    prompt, images = f"{made.tag}?", [picture(160, 120, seed=70)]
+
+    def follow(model, method):
+        model.options, before = replace(model.options, method=method), model.options.method
+        return before
+
+    (before,) = engine.apply_model(partial(follow, method="divprune"))
+    output = _answers(made, engine, [engines.request(prompt, images, 0.1)])
+    engine.apply_model(partial(follow, method=before))
+    expected = _expected(made, prompt, images, 0.1, method="divprune")
+    _compare(made, output, [((prompt, images, "divprune"), expected)])
+    assert expected[0] != _expected(made, prompt, images, 0.1)[0]
 
 
 def test_videos_beside_pictures_keep_all_their_tokens(served):
@@ -190,4 +210,4 @@ def test_an_engine_that_compresses_nothing_is_vllms_own(folder):
     prompt, images = f"{made.tag}?", [picture(100, 60)]
     with engines.running(saved) as engine:
         output = _answers(made, engine, [engines.request(prompt, images)])
-    _compare(made, output, [((prompt, images, None), _expected(made, prompt, images, 1.0))])
+    _compare(made, output, [_asked(made, prompt, images, 1.0)])
