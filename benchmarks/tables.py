@@ -25,6 +25,7 @@ from globalcom2.mini import EVALUATION_SET
 
 sys.path.insert(0, str(Path(__file__).parent))  # where this file is loaded instead of run, too
 import compared
+import gpu_tables
 import guides
 
 ROOT = Path(__file__).parent.parent
@@ -292,6 +293,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-kept": digits_kept,
     "sweep": sweep,
     "gpu": gpu,
+    "gpu-selection": lambda: gpu_tables.selection(result("selection-h100")),
+    "gpu-native": lambda: gpu_tables.native(result("native-7b-h100")),
     "which-ratio": which_ratio,
     "by-use": by_use,
     "tune-sets": tune_sets,
