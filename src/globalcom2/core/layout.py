@@ -46,7 +46,7 @@ class Layout:
 
     @property
     def views(self) -> int:
-        """Passes of the vision tower."""
+        """Thumbnail and crops, each a pass of the tower of its own; windows of an image share one."""
         return self.thumbnail + self.grid[0] * self.grid[1]
 
     @property

@@ -57,10 +57,10 @@ class Generate(Patch):
     def _run(self, call: dict[str, Any], short: Short) -> Any:
         plain = short.memory.position_ids.ndim == 2
         if short.memory.original_positions and not bool(short.memory.ends.all()):
-            cure = "positions='closed', too, would do." if plain else ""
+            cure = ", or use positions='closed'" if plain else ""
             raise InputError(
                 "input_ids must not end with a visual token that is dropped, got such a prompt with positions='original': new "
-                f"tokens would be numbered wrongly. End prompts with text, as chat templates do. {cure}".rstrip()
+                f"tokens would be numbered wrongly. End prompts with text, as chat templates do{cure}."
             )
         if plain and short.memory.original_positions and _setting(self.model, call, "use_cache") is False:
             raise InputError(
