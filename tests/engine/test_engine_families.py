@@ -25,7 +25,7 @@ def served(request, folder):
         yield made, engine
 
 
-def expected(made, prompt, images, ratio, limit, steps=6):
+def expected(made, prompt, images, ratio, limit=None, steps=6):
     """Tokens and log-probabilities of transformers, and the length of the prompt that it read."""
     with torch.no_grad(), compress(made.model, ratio, max_visual_tokens=limit) as compression:
         inputs = made.inputs([prompt], images)
