@@ -5,13 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from globalcom2.cli.options import Json, Preset, Retention, read_ratio
 from globalcom2.cli.output import notes
 from globalcom2.errors import InputError
+
+if TYPE_CHECKING:
+    from globalcom2.hf.config import CompressionConfig
+
+
+PerRequest = Annotated[
+    bool,
+    typer.Option(
+        "--per-request",
+        help="Let requests ask for a ratio or a limit: mm_processor_kwargs {'globalcom2_retention': 0.25} or "
+        "{'globalcom2_max_visual_tokens': 64}. They may set nothing else of the image processor.",
+    ),
+]
 
 
 def serve(
@@ -41,14 +54,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    per_request: Annotated[
-        bool,
-        typer.Option(
-            "--per-request",
-            help="Let requests ask for a ratio or a limit: mm_processor_kwargs {'globalcom2_retention': 0.25} or "
-            "{'globalcom2_max_visual_tokens': 64}. They may set nothing else of the image processor.",
-        ),
-    ] = False,
+    per_request: PerRequest = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop. Needs no vLLM.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,11 +71,21 @@ def serve(
     settings = serving.config_of(model, saved, preset, ratio, method, max_visual_tokens)
     serving.check_model(model, settings, network=not dry_run)
     made = serving.command(model, settings, floor, per_request, [*context.args, *others])
-    kept = f"{settings.retention_ratio:.4g} of its visual tokens, chosen by {settings.method_text}"
-    notes.print(f"Each image keeps {kept}.", highlight=False)
+    notes.print(_told(settings), highlight=False)
     if dry_run:
         typer.echo(json.dumps({"command": made, "settings": settings.to_dict()}) if as_json else shlex.join(made))
         return
     serving.check_installed()
     notes.print(shlex.join(made), highlight=False, soft_wrap=True)
     os.execv(made[0], made)
+
+
+def _told(settings: CompressionConfig) -> str:
+    """What each image keeps, in words."""
+    kept = [f"{settings.retention_ratio:.4g} of its visual tokens"] if settings.retention_ratio != 1.0 else []
+    if settings.max_visual_tokens is not None:
+        kept.append(
+            f"at most {settings.max_visual_tokens} of them" if kept else f"at most {settings.max_visual_tokens} tokens"
+        )
+    text = settings.replace(max_visual_tokens=None).method_text
+    return f"Each image keeps {', '.join(kept) or 'all of its visual tokens'}, chosen by {text}."

@@ -40,8 +40,7 @@ def random_inputs(model: Any, image: tuple[int, int], text_tokens: int, batch: i
     config, generator = model.config, torch.Generator().manual_seed(0)
     adapter = load_adapter(config.model_type)
     if isinstance(adapter, NativeAdapter):
-        native = cut(config, image).native
-        assert native is not None
+        native: Any = cut(config, image).native  # of every native family
         ids = _prompts(config, native.grid[0] * native.grid[1], text_tokens + native.tags, batch, generator)
         call = _native_pixels(adapter, model.base_model, native, batch, generator)
         call |= _kinds(adapter, config, ids)
