@@ -11,6 +11,8 @@ STAND_IN = (
     "random weights; the real processor around a stand-in for its image processor, which needs torchvision; videos not"
 )
 CLOSED = "exact; closed positions alone"
+SERVED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Families that this package's vLLM plugin compresses."""
 
 NATIVE_FAMILIES = tuple(
     Family(
@@ -21,6 +23,7 @@ NATIVE_FAMILIES = tuple(
         tested,
         budget,
         checkpoints=(checkpoint,),
+        vllm=kind in SERVED,
     )
     for kind, adapter, checkpoint, tested, budget in (
         ("qwen2_vl", "qwen_vl:QwenVLAdapter", "Qwen/Qwen2-VL-7B-Instruct", VIDEOS_TOO, "exact"),

@@ -82,8 +82,9 @@ class NativeModel(ShortModel):
 
     Attributes:
         short: Whether the engine may compress images.
-        inside: Rows and columns of the tokens of the next pass, int64 (2, tokens); 0 for all that is in no short run. A
-            buffer that stays where it is, since a graph may read it.
+        inside: Rows and columns of the tokens of the next pass, int64 (2, tokens); 0 for all that is in no short run.
+        numbers: Positions of the tokens of a pass, int64 (3, tokens). As `inside`, it stays where it is for graphs that read
+            it. One token more than are ever read keeps its slices from being contiguous, as vLLM's own are.
         dim: Channels of an embedding: deeper levels of the tower come behind the first.
         last: The greatest position that the model has a rotation for.
     """
@@ -91,6 +92,7 @@ class NativeModel(ShortModel):
     flat = ("pixel_values",)
     short: bool
     inside: Tensor
+    numbers: Tensor
     dim: int
     last: int
     language_model: torch.nn.Module
@@ -102,7 +104,7 @@ class NativeModel(ShortModel):
             return
         check_engine(vllm_config)
         self.dim = self.config.get_text_config().hidden_size + getattr(self, "multiscale_dim", 0)
-        self.inside = torch.zeros(2, self.room, dtype=torch.long)
+        self.inside, self.numbers = (torch.zeros(rows, self.room + 1, dtype=torch.long) for rows in (2, 3))
         tables = [own.cos_sin_cache for own in self.language_model.modules() if hasattr(own, "cos_sin_cache")]
         self.last = min(len(own) for own in tables) - 1  # type: ignore[arg-type]
         self._check_method()
@@ -195,10 +197,11 @@ class NativeModel(ShortModel):
     ) -> Any:
         """One pass of the language model, with tokens of short runs at their rows and columns."""
         if self.short and inputs_embeds is not None:
-            time, *axes = positions.unbind()
-            inside = self.inside[:, : len(time)]
-            # An answer may go on past the last position after images that are long and narrow.
-            positions = torch.stack([time, axes[0] + inside[0], axes[1] + inside[1]]).clamp(max=self.last)
+            count = positions.shape[1]
+            numbers = self.numbers[:, :count].copy_(positions)
+            numbers[1:] += self.inside[:, :count]
+            # An answer may go on past the last position, after images that are long and narrow.
+            positions = numbers.clamp_(max=self.last)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
 
 
