@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from globalcom2.core.layout import Layout
 from globalcom2.core.scores import similarity
 from globalcom2.core.views import Views
 from globalcom2.errors import InputError
+from globalcom2.integrations.vllm.memory import Memory, digest
 from globalcom2.integrations.vllm.options import PARTS, Options, announce
 from globalcom2.integrations.vllm.processing import FIELD, ServedFamily
 
@@ -62,6 +63,7 @@ class ShortModel:
         saliency: The `score_type` of `Views`, under another name: vLLM has a `score_type` that means something else.
         options: The engine's settings.
         room: Visual tokens that an uncompressed engine would encode at once.
+        memory: Places that images kept before.
     """
 
     family: ServedFamily
@@ -72,6 +74,7 @@ class ShortModel:
     saliency: str
     options: Options
     room: int
+    memory: Memory
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -83,6 +86,7 @@ class ShortModel:
             )
         # These are neither modules nor parameters, so they stay out of nn.Module's registries.
         self.__dict__["watch"] = Watch()
+        self.__dict__["memory"] = Memory()
         self.__dict__["options"] = Options.of(self.config, self.family.scores)
         self.__dict__["saliency"] = self.options.score(self.family.scores)
         self.__dict__["room"] = vllm_config.scheduler_config.max_num_batched_tokens
@@ -120,14 +124,19 @@ class ShortModel:
         described = fields.pop(FIELD, None)
         if described is None:
             return super().embed_multimodal(**fields)
-        rows = [row.tolist() for row in described]
+        rows = [tuple(row.tolist()) for row in described]
         layouts = [self.family.layout(self.config, *two) for _, *two in rows]
-        ratios = [parts / PARTS for parts, *_ in rows]
         short: list[Tensor] = []
         for number, part in self._parts(fields, layouts):
             images = slice(len(short), len(short) + number)
-            short += self._shortened(part, layouts[images], ratios[images])
+            short += self._shortened(part, layouts[images], rows[images])
         return short
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load weights as vLLM does. What images kept with others is forgotten."""
+        self.memory.clear()
+        loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
+        return loaded
 
     def _parts(self, fields: dict[str, Any], layouts: list[Layout]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Cut a batch of images into parts that an uncompressed engine would encode at once.
@@ -151,10 +160,12 @@ class ShortModel:
             yield last - first, part
             first, view = last, view + views
 
-    def _shortened(self, fields: dict[str, Any], layouts: list[Layout], ratios: list[float]) -> list[Tensor]:
-        """The embeddings of each image's short run; one layout and one ratio per image."""
+    def _shortened(self, fields: dict[str, Any], layouts: list[Layout], rows: list[tuple[int, ...]]) -> list[Tensor]:
+        """The embeddings of each image's short run; one layout and one row of `FIELD` per image."""
+        ratios = [parts / PARTS for parts, *_ in rows]
         counts = self.view_counts(fields, layouts)
         extra = {name: fields.pop(name) for name in list(fields) if name.startswith("globalcom2_")}
+        digests = torch.stack([digest(own) for own in self._pixels(fields, counts, layouts)])
         with self.watch as seen:
             runs = list(super().embed_multimodal(**fields))
         views = self._views(Pass(seen, runs, counts), layouts)
@@ -170,10 +181,20 @@ class ShortModel:
         ordered = [kept[i] for i in range(len(runs))]
         # The host waits for the device here, once for all images.
         masks = torch.cat(ordered).cpu().split([len(own) for own in ordered])
+        images = zip(digests.tolist(), rows, strict=True)
+        masks = [self.memory.settled(image, mask) for image, mask in zip(images, masks, strict=True)]
         return [
             self.short_run(run, masks[i], {name: value[i] for name, value in extra.items()})
             for i, run in enumerate(runs)
         ]
+
+    def _pixels(self, fields: dict[str, Any], counts: list[int], layouts: list[Layout]) -> Iterator[Any]:
+        """What the tower sees of each image, less views that only fill it up."""
+        name = next(name for name in fields if name.startswith("pixel_values"))
+        begin = 0
+        for i, (count, layout) in enumerate(zip(counts, layouts, strict=True)):
+            yield fields[name][begin : begin + count] if name in self.flat else fields[name][i][: layout.views]
+            begin += count
 
     def _views(self, made: Pass, layouts: list[Layout]) -> dict[str, list[Tensor]]:
         """What the method reads: per name and image, (views, tokens, ...) with the thumbnail first."""
