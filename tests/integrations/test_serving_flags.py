@@ -58,6 +58,7 @@ def test_a_file_of_flags_loses_nothing(tmp_path):
     assert rest[-2:] == ["--config", str(file)]
     assert "--served-model-name" in rest
     file.write_text("hf-overrides: '{\"a\": 1}'\n")
+    assert served("--hf-overrides", '{"a": 2}', "--config", str(file))[0] == {"a": 2, **OURS}  # before the file as well
     found, rest = served("--config", str(file))
     assert found == {"a": 1, **OURS}
     assert "--dtype" in rest

@@ -24,14 +24,25 @@ RIGHT = {
     "globalcom2_retention_ratio": RETENTION,
     "retention": RETENTION,
     "retention_ratio": RETENTION,
+    "max_visual_tokens": LIMIT,
     "globalcom2_flor": FLOOR,
     "globalcom2_methods": METHOD,
 }
-OTHERS = ("size", "crop_to_patches", "rope_theta", "detention_center", "max_pixels", "attention", "method", "floor")
+OTHERS = (
+    "size",
+    "crop_to_patches",
+    "rope_theta",
+    "detention_center",
+    "max_pixels",
+    "attention",
+    "method",
+    "floor",
+    "visual_tokens",
+)
 
 
 def test_what_was_meant():
-    ours = [RETENTION, FLOOR, METHOD]
+    ours = [RETENTION, FLOOR, METHOD, LIMIT]
     assert {name: meant(name, ours) for name in RIGHT} == RIGHT
     assert [meant(name, ours) for name in OTHERS] == [None] * len(OTHERS)
     assert meant("globalcom2_alpha", ours) == ""
@@ -96,7 +107,8 @@ def test_an_engine_that_would_compress_nothing_does_not_start(name, registry, mo
     monkeypatch.setenv("GLOBALCOM2_RETENTION", "0.1")
     with pytest.raises(UnsupportedModelError, match=f"got {name}"):
         checked(model(name))
-    checked(model(name, multimodal=False))  # nothing to see, nothing to compress
+    for overrides in ({}, {"rope_theta": 1}):  # nothing to see, nothing to compress
+        checked(model(name, multimodal=False, overrides=overrides))
     with pytest.raises(UnsupportedModelError, match=f"got {name}"):
         checked(model(name, multimodal=False, overrides=tenth))
 

@@ -54,8 +54,6 @@ def check(model: Any, models: Iterable[str], reason: str | None = None) -> None:
     config = model.hf_config
     own = [name for name in vars(config) if name.lower().startswith(PREFIX)]
     overrides = model.hf_overrides if isinstance(model.hf_overrides, Mapping) else {}
-    if not own and not overrides and not model.is_multimodal_model:
-        return  # the environment speaks of images, and this model sees none
     check_names("hf_overrides", overrides, ENGINE_KEYS)
     for name, inner in overrides.items():
         check_names(f"{name} of hf_overrides", inner if isinstance(inner, Mapping) else (), (), _AT_THE_TOP)
@@ -63,7 +61,7 @@ def check(model: Any, models: Iterable[str], reason: str | None = None) -> None:
     multimodal = getattr(model, "multimodal_config", None)
     check_names("mm_processor_kwargs", getattr(multimodal, "mm_processor_kwargs", None) or {}, ASKED)
     if not own and not model.is_multimodal_model:
-        return
+        return  # the environment may speak of images, and this model sees none
     options = Options.of(config)
     if options.compresses or options.per_request:
         _check_model(model.architecture, models, reason)

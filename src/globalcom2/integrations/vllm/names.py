@@ -9,7 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from globalcom2.errors import InputError
 
 PREFIX = "globalcom2"
-ALIASES = {"retention": "globalcom2_retention", "retentionratio": "globalcom2_retention"}
+ALIASES = {
+    "retention": "globalcom2_retention",
+    "retentionratio": "globalcom2_retention",
+    "maxvisualtokens": "globalcom2_max_visual_tokens",
+}
 """What a setting is called elsewhere in this package; nothing in vLLM has an argument of these names."""
 LIKE = {True: 0.7, False: 0.85}
 """How alike a name must be to one of ours to be taken for it, from 0 to 1: what follows our prefix, and a whole name."""
