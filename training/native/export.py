@@ -35,6 +35,9 @@ def name_stock_classes(folder: Path) -> None:
     names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size")
     settings["video_processor"] = {"video_processor_type": "Qwen2VLVideoProcessor", **{n: images[n] for n in names}}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"processor_class": "Qwen2_5_VLProcessor"}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:

@@ -38,7 +38,10 @@ RATIOS = (0.5, 0.25, 0.1)
 
 
 Benched = Annotated[
-    str, typer.Option(help="mini, a checkpoint or hub name; or llava-next-86m, -500m, -7b, -13b with random weights.")
+    str,
+    typer.Option(
+        help="mini, mini-native, a checkpoint or hub name; or llava-next-86m, -500m, -7b, -13b with random weights."
+    ),
 ]
 BatchSizes = Annotated[
     list[str] | None,

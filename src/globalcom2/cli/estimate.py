@@ -19,7 +19,8 @@ RATIOS = (1.0, 0.75, 0.5, 0.25, 0.1)
 Model = Annotated[
     str,
     typer.Option(
-        help="llava-next-7b, llava-next-13b, qwen2.5-vl-7b, qwen3-vl-8b, mini, a folder with config.json, or a name on the hub."
+        help="llava-next-7b, llava-next-13b, qwen2.5-vl-7b, qwen3-vl-8b, mini, mini-native, a folder with config.json, "
+        "or a name on the hub."
     ),
 ]
 MinPixels = Annotated[

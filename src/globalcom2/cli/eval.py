@@ -43,6 +43,8 @@ QUICK_RATIOS = (1.0, 0.1, 0.05)
 QUICK_METHODS = ("globalcom2", "globalcom2:preset=paper", "scope", "fastervlm", "uniform")
 QUICK_PICTURES = 60
 ALONE = "all tokens:inside="
+OWN_SETS = ("mini", "mini-native")
+"""Evaluation sets that ship with the package. Each is named like its model, and is that model's default."""
 
 
 Quick = Annotated[
@@ -148,7 +150,7 @@ def _asked(
     dtype, device, attn = loading
     return {
         "model": model,
-        "dataset": None if dataset is None else str(dataset.resolve()),
+        "dataset": None if dataset is None else str(dataset if str(dataset) in OWN_SETS else dataset.resolve()),
         "pictures": pictures,
         "ratios": settings[0],
         "methods": settings[1],
@@ -176,14 +178,14 @@ def _measured(
     """The result, measured now. Methods that the model refuses are left out where `lenient`."""
     with notes.status("Loading torch and transformers"):
         from globalcom2.hf.loading import load_model  # noqa: PLC0415
+        from globalcom2.lab import dataset as sets  # noqa: PLC0415
         from globalcom2.lab import evals  # noqa: PLC0415
-        from globalcom2.lab.dataset import load_examples  # noqa: PLC0415
         from globalcom2.lab.durations import seconds_left, told  # noqa: PLC0415
         from globalcom2.lab.journal import Journal, journal_header  # noqa: PLC0415
-        from globalcom2.mini import EVALUATION_SET  # noqa: PLC0415
 
-    path = EVALUATION_SET if asked["dataset"] is None else Path(asked["dataset"])
-    examples = load_examples(path, asked["pictures"])
+    chosen = asked["dataset"] or (asked["model"] if asked["model"] in OWN_SETS else "mini")
+    path, shown = sets.OWN_SETS.get(chosen, (Path(chosen), None))
+    examples = sets.load_examples(path, asked["pictures"], shown)
     notes.print(f"Loading {asked['model']}")
     network, processor = load_model(asked["model"], asked["dtype"], asked["device"], asked["attn"])
     journal = Journal(kept, journal_header(network, examples, __version__))

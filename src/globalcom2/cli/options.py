@@ -80,7 +80,7 @@ Config = Annotated[
     typer.Option(help="A saved CompressionConfig: its .json file, or the folder that has it.", show_default=False),
 ]
 NewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
-Model = Annotated[str, typer.Option(help="'mini', a folder with a checkpoint, or a name on the hub.")]
+Model = Annotated[str, typer.Option(help="'mini', 'mini-native', a folder with a checkpoint, or a name on the hub.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Attention = Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...", show_default=False)]

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaNextProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from globalcom2.adapters.families import get_family
 from globalcom2.errors import InputError, unknown_name
-from globalcom2.mini import FOLDER, load_mini
+from globalcom2.mini import FOLDERS, load_mini, mini_processor
 
-MINI = "mini"
+MINIS = {"mini": "tiled", "mini-native": "native"}
+"""Names of the models that ship with the package, and what `load_mini` calls them."""
 # To suggest a name when one is mistyped; any checkpoint of a supported family loads.
 KNOWN_CHECKPOINTS = (
-    MINI,
+    *MINIS,
     "llava-hf/llava-v1.6-vicuna-7b-hf",
     "llava-hf/llava-v1.6-vicuna-13b-hf",
     "llava-hf/llava-v1.6-mistral-7b-hf",
@@ -34,7 +35,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
     """A model in eval mode and its processor.
 
     Args:
-        name: "mini", a folder with a checkpoint, or a name on the hub.
+        name: "mini", "mini-native", a folder with a checkpoint, or a name on the hub.
         dtype: "float32", "float16", "bfloat16"; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one.
         attn: transformers' `attn_implementation`; None leaves the choice to transformers.
@@ -49,27 +50,32 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", attn: str |
     target = _device(device)
     kwargs = _arguments(dtype, target, attn)
     load_config(name)
-    if name == MINI:
-        model, processor = load_mini(**kwargs)
+    if name in MINIS:
+        model, processor = load_mini(MINIS[name], **kwargs)
     else:
         processor = load_processor(name)  # before the weights, which take longer
         model = AutoModelForImageTextToText.from_pretrained(name, **kwargs).eval()
     return model.to(target), processor
 
 
+def files_of(name: str) -> str | Path:
+    """Where a model's files are: the folder of a mini, else the name itself."""
+    return FOLDERS[MINIS[name]] if name in MINIS else name
+
+
 def load_processor(name: str) -> Any:
     """A model's processor.
 
     Args:
-        name: "mini", a folder with a checkpoint, or a name on the hub.
+        name: "mini", "mini-native", a folder with a checkpoint, or a name on the hub.
 
     Raises:
         InputError: It cannot be loaded, for example since the folder has the configuration alone, or since transformers
             needs a library for it that is not installed.
     """
     try:
-        if name == MINI:
-            return LlavaNextProcessor.from_pretrained(FOLDER, local_files_only=True, backend="pil")
+        if name in MINIS:
+            return mini_processor(MINIS[name])
         return AutoProcessor.from_pretrained(name)
     except ImportError as error:
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
@@ -139,7 +145,7 @@ def load_config(name: str, also: Iterable[str] = ()) -> Any:
     """A model's configuration, checked to be of a supported family, without its weights.
 
     Args:
-        name: "mini", a folder with a checkpoint, or a name on the hub.
+        name: "mini", "mini-native", a folder with a checkpoint, or a name on the hub.
         also: Further names that the caller knows, to be suggested when this one is mistyped.
 
     Raises:
@@ -149,13 +155,13 @@ def load_config(name: str, also: Iterable[str] = ()) -> Any:
     known = (*also, *KNOWN_CHECKPOINTS)
     near = [] if name in known else difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    if "/" not in name and name != MINI and not Path(name).is_dir():
-        here = ", ".join((MINI, *also))
+    if "/" not in name and name not in MINIS and not Path(name).is_dir():
+        here = ", ".join((*MINIS, *also))
         raise InputError(
             f"model must be {here}, a folder with a checkpoint or a hub name such as owner/name, got {name!r}.{hint}"
         )
     try:
-        config = AutoConfig.from_pretrained(FOLDER if name == MINI else name)
+        config = AutoConfig.from_pretrained(files_of(name))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in (

@@ -19,7 +19,7 @@ from globalcom2.adapters.resizing import Limits, limits_of, read_size, token_sid
 from globalcom2.adapters.windows import windows
 from globalcom2.core.layout import Layout
 from globalcom2.errors import InputError
-from globalcom2.hf.loading import load_processor
+from globalcom2.hf.loading import files_of, load_processor
 from globalcom2.lab.chat import question_inputs
 from globalcom2.lab.vision_costs import padded_length
 
@@ -90,7 +90,9 @@ def cutter(name: str, config: Any) -> Any:
     if not load_adapter(config.model_type).native:
         return None
     try:
-        return ImageProcessingMixin.get_image_processor_dict(name)[0]  # the processor itself may need torchvision
+        return ImageProcessingMixin.get_image_processor_dict(files_of(name))[
+            0
+        ]  # the processor itself may need torchvision
     except (OSError, ValueError):
         return None
 

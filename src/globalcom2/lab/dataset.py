@@ -9,12 +9,19 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
-from globalcom2.errors import InputError
+from globalcom2.errors import InputError, unknown_name
 from globalcom2.lab.images import to_rgb
+from globalcom2.mini import EVALUATION_SET, NATIVE_QUESTIONS
 
+OWN_SETS: dict[str, tuple[Path, Path | None]] = {
+    "mini": (EVALUATION_SET, None),
+    "mini-native": (NATIVE_QUESTIONS, EVALUATION_SET),
+}
+"""Sets that ship with the package: a file with questions, and the file with their pictures where that is another one."""
 COLUMNS = ("picture", "image", "kind", "question", "answer")
 ORIENTATION = 0x0112
 """EXIF tag; from 5 on, width and height are exchanged."""
@@ -56,16 +63,52 @@ class Example:
         return Image.open(io.BytesIO(self.encoded))
 
 
-def load_examples(path: Path, first: int | None = None) -> list[Example]:
+def own_examples(name: str, first: int | None = None) -> list[Example]:
+    """Read a set that ships with the package.
+
+    Args:
+        name: "mini", or "mini-native": the same pictures with the same questions, and where tags are.
+        first: Read only that many images, from the first on.
+
+    Raises:
+        InputError: Another name, or pyarrow is missing.
+    """
+    if name not in OWN_SETS:
+        raise unknown_name("the evaluation set", name, OWN_SETS)
+    path, pictures = OWN_SETS[name]
+    return load_examples(path, first, pictures)
+
+
+def load_examples(path: Path, first: int | None = None, pictures: Path | None = None) -> list[Example]:
     """Read an evaluation set.
 
     Args:
         path: Parquet file with the columns picture (int), image (struct of bytes and path), kind, question, answer.
         first: Read only that many images, from the first on.
+        pictures: Another file, with the columns picture and image. Then `path` needs no column image.
 
     Raises:
         InputError: No such file, another format, or pyarrow is missing.
     """
+    columns = COLUMNS if pictures is None else tuple(name for name in COLUMNS if name != "image")
+    table = _read(path, columns)
+    shown = table if pictures is None else _read(pictures, ("picture", "image"))
+    encoded: dict[int, bytes] = {}
+    for number, image in zip(shown["picture"], shown["image"], strict=True):
+        encoded.setdefault(number, image["bytes"])
+    questions: dict[int, list[Question]] = {}
+    for number, *asked in zip(*(table[name] for name in ("picture", "kind", "question", "answer")), strict=True):
+        questions.setdefault(number, []).append(Question(*asked))
+    missing = set(questions) - set(encoded)
+    if missing:
+        raise InputError(
+            f"{str(pictures)!r} must have the pictures that are asked about, got no picture {min(missing)}."
+        )
+    return [Example(number, encoded[number], tuple(questions[number])) for number in list(questions)[:first]]
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
+    """A parquet file's columns as lists."""
     try:
         from pyarrow import parquet  # noqa: PLC0415
         from pyarrow.lib import ArrowInvalid  # noqa: PLC0415
@@ -76,21 +119,15 @@ def load_examples(path: Path, first: int | None = None) -> list[Example]:
     if not path.is_file():
         raise InputError(f"the evaluation set must be a parquet file, got {str(path)!r}, which is not there.")
     try:
-        table = parquet.read_table(path, columns=list(COLUMNS)).to_pydict()
+        table = parquet.read_table(path, columns=list(columns)).to_pydict()
     except (ArrowInvalid, KeyError) as error:
         raise InputError(
-            f"the evaluation set must be a parquet file with the columns {', '.join(COLUMNS)}, got {str(path)!r}: {error}."
+            f"the evaluation set must be a parquet file with the columns {', '.join(columns)}, got {str(path)!r}: {error}."
         ) from None
-    if set(table) != set(COLUMNS):
-        missing = ", ".join(sorted(set(COLUMNS) - set(table)))
-        raise InputError(f"the evaluation set must have the columns {', '.join(COLUMNS)}, got none named {missing}.")
-    encoded: dict[int, bytes] = {}
-    questions: dict[int, list[Question]] = {}
-    for number, image, *asked in zip(*(table[column] for column in COLUMNS), strict=True):
-        encoded.setdefault(number, image["bytes"])
-        questions.setdefault(number, []).append(Question(*asked))
-    numbers = list(encoded)[:first]
-    return [Example(number, encoded[number], tuple(questions[number])) for number in numbers]
+    if set(table) != set(columns):
+        missing = ", ".join(sorted(set(columns) - set(table)))
+        raise InputError(f"the evaluation set must have the columns {', '.join(columns)}, got none named {missing}.")
+    return dict(table)
 
 
 def fingerprint(examples: list[Example]) -> str:

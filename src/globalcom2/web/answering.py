@@ -11,7 +11,7 @@ from globalcom2.core.budget import check_ratio
 from globalcom2.core.methods import list_methods
 from globalcom2.core.presets import PRESET_METHOD, PRESETS
 from globalcom2.errors import InputError
-from globalcom2.hf.loading import MINI, load_config, load_model
+from globalcom2.hf.loading import MINIS, load_config, load_model
 from globalcom2.lab.comparison import Comparison, compare
 from globalcom2.lab.settings import Setting
 from globalcom2.web.uploads import Limits, open_upload
@@ -65,7 +65,7 @@ class Models:
 
 def _check_public(name: str) -> None:
     """Raise `InputError` unless a name is that of a model on the hub: a visitor may not look into the server's folders."""
-    if name != MINI and (name.count("/") != 1 or name.startswith((".", "/", "~")) or "\\" in name or ".." in name):
+    if name not in MINIS and (name.count("/") != 1 or name.startswith((".", "/", "~")) or "\\" in name or ".." in name):
         raise InputError(f"model must be 'mini' or a name on the hub such as owner/name, got {name!r}.")
     load_config(name)
 

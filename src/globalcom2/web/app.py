@@ -13,7 +13,7 @@ import gradio as gr  # type: ignore[import-not-found]
 
 from globalcom2.core.presets import PRESET_METHOD
 from globalcom2.errors import GlobalCom2Error
-from globalcom2.hf.loading import MINI
+from globalcom2.hf.loading import MINIS
 from globalcom2.web import examples, results
 from globalcom2.web.answering import NONE, Answering, method_choices
 from globalcom2.web.uploads import picture_to_show
@@ -109,7 +109,7 @@ def look() -> dict[str, Any]:
 def _header(name: str) -> str:
     knows = (
         "It is small: it knows coloured tags with numbers and little bills, as in the examples, and no photographs."
-        if name == MINI
+        if name in MINIS
         else ""
     )
     return (
