@@ -378,7 +378,7 @@ def test_any_float_dtype(dtype):
 @pytest.mark.parametrize(
     ("ratio", "message"),
     [(25, r"got 25. Did you mean 0.25\?"), (0, "got 0"), (-0.1, "got -0.1"), (1.01, "Did you mean 0.0101"), ("a", "got 'a'"),
-     (float("nan"), "got nan"), (True, "got True")],
+     (float("nan"), "got nan"), (True, "got True"), (10**400, "hundreds of digits")],
 )  # fmt: skip
 def test_ratios_out_of_range(ratio, message):
     with pytest.raises(InputError, match=message):

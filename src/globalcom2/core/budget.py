@@ -35,7 +35,10 @@ def check_ratio(retention_ratio: float) -> float:
     """
     if isinstance(retention_ratio, bool) or not isinstance(retention_ratio, numbers.Real):
         raise InputError(f"retention_ratio must be a number in (0, 1], got {retention_ratio!r}.")
-    ratio = float(retention_ratio)
+    try:
+        ratio = float(retention_ratio)
+    except OverflowError:  # a whole number beyond all floats
+        raise InputError("retention_ratio must be in (0, 1], got a whole number of hundreds of digits.") from None
     if 0.0 < ratio <= 1.0:
         return ratio
     cure = f"Did you mean {ratio / 100:g}?" if 1.0 < ratio <= 100.0 else "It is the fraction of visual tokens to keep."
