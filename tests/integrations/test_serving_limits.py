@@ -12,7 +12,7 @@ from globalcom2.adapters.llava_next import LlavaNextAdapter
 from globalcom2.adapters.windows import windows
 from globalcom2.cli import main
 from globalcom2.core.layout import unpacked
-from globalcom2.integrations.vllm import serving
+from globalcom2.integrations.vllm import door, serving
 from globalcom2.integrations.vllm.options import LIMIT, METHOD, PARTS, PER_REQUEST, RETENTION, Options, in_parts
 from globalcom2.mini import FOLDER
 
@@ -102,6 +102,30 @@ def test_an_engine_may_let_no_request_choose():
             closed.asked({name: value})
     with pytest.raises(InputError, match=f"{PER_REQUEST} must be true or false, got 'yes'"):
         options(globalcom2_per_request="yes")
+
+
+def test_a_door_that_is_not_vllms():
+    """What passes it: our keys or none, whether requests may choose, and all where vLLM trusts its clients."""
+    passed = []
+    calls = {may: door.guarded(lambda **given: passed.append(given), may) for may in (True, False)}
+
+    def call(may_ask, given, trust=False, media=None):
+        passed.clear()
+        calls[may_ask](mm_processor_kwargs=given, media_io_kwargs=media, trust_request_mm_kwargs=trust)
+        return passed[0]["mm_processor_kwargs"], passed[0]["media_io_kwargs"]
+
+    ours, other = {RETENTION: 0.5, LIMIT: 9}, {"size": 3}
+    assert call(True, ours, media={"image": {}}) == (None, {"image": {}})  # vLLM has nothing left to refuse but media
+    assert call(True, None) == call(False, None) == (None, None)
+    assert call(False, other) == (other, None)  # for vLLM to refuse
+    for may_ask in (True, False):
+        assert call(may_ask, {**ours, **other}, trust=True) == ({**ours, **other}, None)
+    for wrong in (other, {**ours, **other}, {"globalcom2_floor": 0.1}):
+        with pytest.raises(InputError, match="a key of mm_processor_kwargs must be one of"):
+            call(True, wrong)
+    with pytest.raises(InputError, match=r"must be without globalcom2_retention, got it: .* --per-request"):
+        call(False, ours)
+    assert not passed
 
 
 def overrides(*arguments: str, capsys) -> dict:

@@ -1,12 +1,11 @@
-"""What requests may set of image processing where they may choose a ratio: our keys, and nothing else."""
+"""What requests may set of image processing: our keys where they may choose, and nothing else."""
 
 from __future__ import annotations
 
 import importlib
-from functools import cache
 from typing import Any
 
-from globalcom2.errors import unknown_name
+from globalcom2.errors import InputError, unknown_name
 from globalcom2.integrations.vllm.options import ASKED
 
 READERS = ("vllm.renderers.online_renderer", "vllm.entrypoints.pooling.base.serving")
@@ -14,32 +13,44 @@ READERS = ("vllm.renderers.online_renderer", "vllm.entrypoints.pooling.base.serv
 CHECK = "validate_request_mm_kwargs"
 
 
-@cache
-def let_ours_through() -> None:
-    """Let `mm_processor_kwargs` of requests to this process hold our keys.
+def guard(may_ask: bool) -> None:
+    """Stand before vLLM's check of the arguments that requests to this process bring.
 
     vLLM lets through either nothing or, with --trust-request-mm-kwargs, whatever a client sends: sizes that change answers,
-    and some that end the server. This stands before its check, which judges all other requests as before.
+    and some that end the server.
+
+    Args:
+        may_ask: Whether requests may have our keys in their `mm_processor_kwargs`.
     """
     for name in READERS:
         module = importlib.import_module(name)
-        setattr(module, CHECK, _ours_or(getattr(module, CHECK)))
+        stock = getattr(module, CHECK)
+        setattr(module, CHECK, guarded(getattr(stock, "globalcom2_stock", stock), may_ask))
 
 
-def _ours_or(stock: Any) -> Any:
+def guarded(stock: Any, may_ask: bool) -> Any:
+    """vLLM's check with ours before it, see `guard`."""
+
     def check(
         *, mm_processor_kwargs: dict[str, Any] | None, media_io_kwargs: Any, trust_request_mm_kwargs: bool
     ) -> None:
         given = mm_processor_kwargs
-        if not trust_request_mm_kwargs:
-            for name in given or ():
-                if name not in ASKED:
-                    raise unknown_name("a key of mm_processor_kwargs", name, ASKED)
-            given = None
+        if not trust_request_mm_kwargs and given:
+            ours = [name for name in given if name in ASKED]
+            others = [name for name in given if name not in ASKED]
+            if may_ask and others:
+                raise unknown_name("a key of mm_processor_kwargs", others[0], ASKED)
+            if ours and not may_ask:
+                raise InputError(
+                    f"mm_processor_kwargs must be without {ours[0]}, got it: this server lets no request choose. Start it "
+                    "with `globalcom2 serve --per-request`."
+                )
+            given = None if may_ask else given
         stock(
             mm_processor_kwargs=given,
             media_io_kwargs=media_io_kwargs,
             trust_request_mm_kwargs=trust_request_mm_kwargs,
         )
 
+    check.globalcom2_stock = stock  # type: ignore[attr-defined]
     return check

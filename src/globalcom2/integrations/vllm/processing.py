@@ -121,8 +121,9 @@ class ShortProcessor:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         metrics.watch_requests()
-        if self.info.options.per_request:
-            door.let_ours_through()
+        may_ask = self.info.options.per_request
+        if may_ask is not None:
+            door.guard(may_ask)
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         rest = without_ratio(inputs.hf_processor_mm_kwargs)
