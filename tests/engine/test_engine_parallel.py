@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 CHAT = {"trust_remote_code": True}
 RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 MINI_SIZES = ((224, 224), (336, 112), (100, 300), (60, 60))
+QWEN_SIZES = ((168, 168), (60, 200), (240, 80))
 TINY_SIZES = ((2 * VIEW, VIEW), (VIEW, 3 * VIEW), (2 * VIEW, 2 * VIEW), (VIEW, VIEW))
 
 
@@ -45,6 +46,7 @@ def told(folder, tmp_path_factory):
     saved = {
         "mini": FOLDER,
         "internvl": folder("internvl"),
+        "qwen3_vl": folder("qwen3_vl"),
         **{name: chat.save_chat(tiny, scratch / name) for name, tiny in made.items()},
     }
     asked = {
@@ -53,13 +55,19 @@ def told(folder, tmp_path_factory):
             [prompt.replace("<image>", "<IMG_CONTEXT>"), *rest]
             for prompt, *rest in requests("a <image> b?", TINY_SIZES, 0.4, 0.1)
         ],
+        "qwen3_vl": [
+            [prompt.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>"), *rest]
+            for prompt, *rest in requests("a <image> b?", QWEN_SIZES, 0.4, 0.1)
+        ],
         "chat": requests("a <image> b?", TINY_SIZES, 0.4, 0.1),
         "odd": requests("a <image> b?", TINY_SIZES[:2], 0.4),
     }
-    own = {"mini": {}, "internvl": {"limit_mm_per_prompt": {"image": 4, "video": 0}}, "chat": CHAT, "odd": CHAT}
+    images = {"limit_mm_per_prompt": {"image": 4, "video": 0}}
+    own = {"mini": {}, "internvl": images, "qwen3_vl": images, "chat": CHAT, "odd": CHAT}
     kinds = {
         "mini ranks": RANKS,
         "internvl ranks": RANKS,
+        "qwen3_vl views over ranks": {**RANKS, "mm_encoder_tp_mode": "data"},
         "chat ranks": RANKS,
         "chat views over ranks": {**RANKS, "mm_encoder_tp_mode": "data"},
         "odd ranks": RANKS,
@@ -90,7 +98,16 @@ def told(folder, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "job", ["mini ranks", "internvl ranks", "chat ranks", "chat views over ranks", "odd ranks", "mini parts"]
+    "job",
+    [
+        "mini ranks",
+        "internvl ranks",
+        "qwen3_vl views over ranks",
+        "chat ranks",
+        "chat views over ranks",
+        "odd ranks",
+        "mini parts",
+    ],
 )
 def test_answers_do_not_hang_on_how_an_engine_is_split(told, job):
     """ "odd" has three heads: two ranks cannot share them, so that each has all."""
