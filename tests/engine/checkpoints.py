@@ -17,6 +17,9 @@ VIDEO_PROCESSORS = {
     "qwen3_vl": "Qwen3VLVideoProcessor",
 }
 
+FRAMES = {"llava_onevision": {"height": 84, "width": 84}, "internvl": {"height": 112, "width": 112}}
+"""Sizes of a video's frames that the towers of these models read."""
+
 
 def _features_of_two_layers() -> Tiny:
     made = FAMILIES["llava_next"]()
@@ -51,7 +54,8 @@ def save(name: str, folder: Path) -> Path:
         video = getattr(transformers, VIDEO_PROCESSORS[name])
         images = made.processor.image_processor
         same = ("patch_size", "size", "image_mean", "image_std") if "qwen" in name else ()
-        made.processor.video_processor = video(**{own: getattr(images, own) for own in same})
+        more = {"size": FRAMES[name]} if name in FRAMES else {}
+        made.processor.video_processor = video(**{own: getattr(images, own) for own in same}, **more)
     made.model.save_pretrained(folder)
     made.processor.save_pretrained(folder)
     return folder
