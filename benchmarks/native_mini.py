@@ -41,7 +41,7 @@ from globalcom2.lab.machine import machine
 FIRST, PICTURES = 200, 120
 PART = 120
 """Pictures that are done in all settings before the next ones begin, so that a stopped run has whole pictures."""
-RATIOS = (0.25, 0.15, 0.1)
+RATIOS = (0.25, 0.15, 0.1, 0.05)
 ALL = "all"
 KINDS = (ALL, "read", "count", "where")
 """Kinds of question whose differences are written down."""
