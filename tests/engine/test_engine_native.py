@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from globalcom2 import compress
-from globalcom2.errors import InputError
+from globalcom2.errors import GlobalCom2Error, InputError
 from native_oracles import cut_logits, keep_of
 from tiny import picture
 
@@ -199,6 +199,29 @@ def test_engines_in_which_others_number_tokens_are_refused(setting, name):
     check_engine(engine())
     with pytest.raises(InputError, match=f"{name}.* must be left out"):
         check_engine(engine(**setting))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("globalcom2:thumbnail_weight=0.5", "thumbnail_weight must be left out for qwen3_vl"),
+        ("globalcom2:positions=closed", "positions must be 'original' for qwen3_vl"),
+        ("thumbnail_only", "thumbnail"),
+    ],
+)
+def test_settings_that_native_images_cannot_follow_are_refused_at_the_start(method, message):
+    from globalcom2.integrations.vllm.native import NativeModel
+    from globalcom2.integrations.vllm.options import Options
+
+    class Alone(NativeModel):
+        def __init__(self, method):
+            self.options, self.saliency = Options(0.4, 0.1, method), "similarity"
+            self.config = SimpleNamespace(model_type="qwen3_vl")
+
+    Alone("globalcom2")._check_method()
+    Alone("divprune")._check_method()
+    with pytest.raises(GlobalCom2Error, match=message):
+        Alone(method)._check_method()
 
 
 def test_an_engine_that_compresses_nothing_is_vllms_own(folder):
