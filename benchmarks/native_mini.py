@@ -160,6 +160,8 @@ def table(result: dict[str, Any]) -> str:
     found = {(row["retention_ratio"], row["way"], row["kind"]): row for row in result["compared"]}
     for ratio in RATIOS:
         for way in WAYS:
+            if way.endswith(", uniform"):  # told by the last column
+                continue
             whole = found[ratio, way, ALL]
             cells = [percent(found[ratio, way, kind]["accuracy"]) for kind in (*KINDS[1:], ALL)]
             cells += [percent(whole["kept"]), *(_points(whole[f"minus_{name}"]) for name in ("default", "uniform"))]

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where this file is loaded inst
 import compared
 import gpu_tables
 import guides
+import native_mini
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -289,6 +290,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "analysis": analysis,
     "commander": commander,
     "guides": lambda: guides.table(result("mini-guides")),
+    "native-mini": lambda: native_mini.table(result("native-mini-tuning")),
     "inside": inside,
     "digits-kept": digits_kept,
     "sweep": sweep,
