@@ -1,5 +1,6 @@
 """Families whose images keep their resolution: the engine answers as transformers does with the same compression."""
 
+import random
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -165,9 +166,22 @@ def test_videos_beside_pictures_keep_all_their_tokens(served):
         _close(made, output, logits.log_softmax(-1), prompt)
 
 
+def test_sizes_are_those_of_the_processor(served):
+    made, engine = served
+    info, images = engine.llm_engine.renderer.mm_processor.info, made.processor.image_processor
+    random.seed(0)
+    for _ in range(2000):
+        width, height = (round(2 ** random.uniform(0, 11)) for _ in range(2))
+        if max(width, height) > 190 * min(width, height):
+            continue  # Qwen's processors refuse these
+        layout = info.family.layout(info.get_hf_config(), *info.family.describe(info, width, height, {}))
+        assert 4 * len(layout.slots) == images.get_number_of_image_patches(height, width, {}), (width, height)
+
+
 def test_prompts_beyond_the_models_positions_are_refused(served, monkeypatch):
     made, engine = served
     monkeypatch.setattr(engine.llm_engine.model_config.hf_text_config, "max_position_embeddings", 100)
+    monkeypatch.setattr(engine.llm_engine.model_config, "max_model_len", 100)
     strip = picture(8, 800)
     assert _answers(made, engine, [engines.request(f"{made.tag}?", [picture(64, 64)], 0.05)])
     with pytest.raises(ValueError, match="must end within the model's 100 positions"):

@@ -68,7 +68,7 @@ class NativeProcessor(ShortProcessor):
         for size, place in zip(_sizes(inputs.mm_data_items), result["mm_placeholders"].get("image", ()), strict=False):
             # An image takes as many positions as its longer side has tokens, however few it keeps.
             last += max(0, max(info.family.describe(info, *size, rest)) - place.length)
-        most = info.get_hf_config().get_text_config().max_position_embeddings
+        most = max(info.get_hf_config().get_text_config().max_position_embeddings, info.ctx.model_config.max_model_len)
         if last > most:
             raise InputError(
                 f"a prompt must end within the model's {most} positions, got {last}: its images are long and narrow. Pass fewer "
