@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from globalcom2 import compress, load_mini
@@ -78,3 +79,11 @@ def test_published_answers_come_out_again(mini):
         (known,) = [r for r in committed() if all(r[k] == row[k] for k in ("method", "retention_ratio", "options"))]
         differing = sum(a != b for a, b in zip(row["right"], known["right"][: len(row["right"])], strict=True))
         assert differing <= 2, row["method"]  # ties may fall otherwise on another processor
+
+
+def test_the_weights_have_the_names_of_published_checkpoints():
+    """vLLM without the plugin reads these alone."""
+    with safe_open(FOLDER / "model.safetensors", "pt") as weights:
+        towers = [name for name in weights.keys() if name.startswith("vision_tower.")]  # noqa: SIM118 - no mapping
+    assert towers
+    assert all(name.startswith("vision_tower.vision_model.") for name in towers)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from build import averaged
 from build import model as build_model
 from build import processor as build_processor
@@ -19,6 +21,13 @@ LIMIT = 20 * 2**20
 # Colours, shapes and numbers of a held-out seed on the cat photograph, which no training picture shows.
 DEMO_SEED, DEMO_PHOTO, DEMO_GRID = "demo-7", HELD_OUT_PHOTOS[0], (3, 3)
 DEMO_TAGS = (5, 5)
+
+
+def name_as_published(file: Path) -> None:
+    """Give the tower's weights the names of published checkpoints, which vLLM reads too; transformers 5 saves others."""
+    weights = load_file(file)
+    named = {name.replace("vision_tower.", "vision_tower.vision_model.", 1): weight for name, weight in weights.items()}
+    save_file(named, file, {"format": "pt"})
 
 
 def main() -> None:
@@ -36,6 +45,7 @@ def main() -> None:
     model.generation_config.bos_token_id = tokens.bos_token_id
     folder = args.package / "model"
     model.save_pretrained(folder)
+    name_as_published(folder / "model.safetensors")
     processor.save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)
