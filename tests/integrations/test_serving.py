@@ -114,6 +114,9 @@ def test_the_mini_model_gets_what_it_needs_unless_told_otherwise():
     assert made[made.index("--served-model-name") + 1] == "mini"
     assert "--dtype" not in made
     assert "--trust-request-mm-kwargs" not in made
+    native = serving.command("mini-native", CompressionConfig(), None, False, [])
+    assert native[4].endswith("native")
+    assert native[native.index("--served-model-name") + 1] == "mini-native"
 
 
 @pytest.mark.parametrize(

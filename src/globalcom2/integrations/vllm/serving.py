@@ -16,10 +16,12 @@ from globalcom2.integrations.vllm import MODELS, check_version
 from globalcom2.integrations.vllm.flags import OVERRIDES, hyphens, read_flags
 from globalcom2.integrations.vllm.names import check_names
 from globalcom2.integrations.vllm.options import ENGINE_KEYS, FLOOR, PER_REQUEST
-from globalcom2.mini import FOLDER
+from globalcom2.mini import FOLDER, NATIVE_FOLDER
 
-MINI = ("--served-model-name", "mini", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager")
-"""Flags for the mini model: a few megabytes of float32, for which compiling gains nothing."""
+MINI = ("--dtype", "float32", "--max-model-len", "2048", "--enforce-eager")
+"""Flags for a mini model: a few megabytes of float32, for which compiling gains nothing."""
+MINIS = {"mini": FOLDER, "mini-native": NATIVE_FOLDER}
+"""Names of the models that ship with the package, and their folders."""
 
 MIDDLEWARE = (
     "globalcom2.integrations.vllm.middleware.RefuseWrongNames",
@@ -79,7 +81,7 @@ def config_of(
     """What an engine is to do.
 
     Args:
-        model: "mini", or whatever `vllm serve` takes. A folder may have settings of its own, which come first.
+        model: "mini", "mini-native", or whatever `vllm serve` takes. A folder may have settings of its own, which come first.
         files: A saved configuration, instead of these: one `compression_config.json` or its folder, or nothing.
         preset: A preset, instead of these.
         retention: A ratio that wins over all others; None for theirs.
@@ -109,14 +111,14 @@ def check_model(model: str, config: CompressionConfig, *, network: bool = True) 
     """Raise for a model that the plugin does not know: vLLM would serve it with all its tokens.
 
     Args:
-        model: "mini", or whatever `vllm serve` takes.
+        model: "mini", "mini-native", or whatever `vllm serve` takes.
         config: What the engine is to do.
         network: Whether to ask the hub for the configuration of a model that is no folder.
 
     Raises:
         UnsupportedModelError: A model of another architecture. What cannot be read is left to vLLM.
     """
-    if model == "mini" or config.keeps_all or not (network or Path(model).is_dir()):
+    if model in MINIS or config.keeps_all or not (network or Path(model).is_dir()):
         return
     from transformers import PretrainedConfig  # noqa: PLC0415
 
@@ -144,7 +146,7 @@ def command(
     """The command line of `vllm serve` with our settings.
 
     Args:
-        model: "mini", or whatever `vllm serve` takes.
+        model: "mini", "mini-native", or whatever `vllm serve` takes.
         config: Ratio of every request that asks for none, and method.
         floor: Lowest ratio that a request gets; None for the ratio of `config`.
         per_request: Whether requests may ask for a ratio or a limit of their own.
@@ -164,9 +166,9 @@ def command(
     check_names("--hf-overrides", given, (), dict.fromkeys(ENGINE_KEYS, "the flags of globalcom2 serve"))
     if per_request or not _trusting([*in_files, *flags]):
         settings[PER_REQUEST] = per_request
-    made = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(FOLDER) if model == "mini" else model]
-    if model == "mini":
-        made += _unless_given(MINI, [*in_files, *flags])
+    made = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(MINIS.get(model, model))]
+    if model in MINIS:
+        made += _unless_given(("--served-model-name", model, *MINI), [*in_files, *flags])
     made += [OVERRIDES, json.dumps({**given, **settings})]
     for name in MIDDLEWARE:
         if name not in flags:
