@@ -307,7 +307,7 @@ def test_a_narrow_terminal_costs_no_digit(capsys, monkeypatch, words):
 
 
 def test_attention_implementations_that_are_named_are_those_to_choose_from():
-    with pytest.raises(InputError, match="attn must be one of .*eager") as raised:
+    with pytest.raises(InputError, match=r"attn must be one of .*eager") as raised:
         load_model("mini", attn="nope")
     assert "|" not in str(raised.value)
 
