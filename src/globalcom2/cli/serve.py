@@ -29,7 +29,9 @@ PerRequest = Annotated[
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="'mini', 'mini-native', a folder with a checkpoint, or a name on the hub.")],
+    model: Annotated[
+        str, typer.Argument(help="'mini', 'mini-native', a folder with a checkpoint, or a name on the hub.")
+    ],
     retention: Retention = None,
     floor: Annotated[
         float | None, typer.Option(help="Lowest ratio that a request gets. Default: --retention.", show_default=False)
