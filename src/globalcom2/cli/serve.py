@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from globalcom2.hf.config import CompressionConfig
 
 
+MostTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="The most visual tokens of an image, exact. Takes the place of the ratio, or limits it.",
+        show_default=False,
+    ),
+]
 PerRequest = Annotated[
     bool,
     typer.Option(
@@ -29,21 +37,12 @@ PerRequest = Annotated[
 
 def serve(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="'mini', 'mini-native', a folder with a checkpoint, or a name on the hub.")
-    ],
+    model: Annotated[str, typer.Argument(help="'mini', 'mini-native', a checkpoint's folder, or a name on the hub.")],
     retention: Retention = None,
     floor: Annotated[
         float | None, typer.Option(help="Lowest ratio that a request gets. Default: --retention.", show_default=False)
     ] = None,
-    max_visual_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="The most visual tokens of an image, exact. Takes the place of the ratio, or limits it.",
-            show_default=False,
-        ),
-    ] = None,
+    max_visual_tokens: MostTokens = None,
     method: Annotated[
         str | None,
         typer.Option(help="Selector, with options if you like: globalcom2:alpha=0.5.", show_default=False),
