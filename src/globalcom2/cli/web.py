@@ -66,10 +66,12 @@ def web(
         return load_model(name, dtype, device, attn)
 
     with _running(model, load, limits, max_new_tokens, allow_models, queue, (host, chosen)) as address:
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # before anybody knows that the page is there
         typer.echo(f"The page: {address}\nStop it with Ctrl-C.")
         if open_browser:
             webbrowser.open(address)
-        _wait_for_a_stop()
+        _wait_for(stop)
 
 
 @contextmanager
@@ -106,10 +108,8 @@ def _open_to_others(host: str, allow_models: bool) -> str:
     )
 
 
-def _wait_for_a_stop() -> None:
-    """Wait for Ctrl-C or for SIGTERM, so that the folder of uploads is deleted after both."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+def _wait_for(stop: threading.Event) -> None:
+    """Wait for SIGTERM or for Ctrl-C, so that the folder of uploads is deleted after both."""
     try:
         stop.wait()
     except KeyboardInterrupt:
