@@ -66,12 +66,7 @@ def web(
         return load_model(name, dtype, device, attn)
 
     with _running(model, load, limits, max_new_tokens, allow_models, queue, (host, chosen)) as address:
-        stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # before anybody knows that the page is there
-        typer.echo(f"The page: {address}\nStop it with Ctrl-C.")
-        if open_browser:
-            webbrowser.open(address)
-        _wait_for(stop)
+        _keep_open(address, open_browser)
 
 
 @contextmanager
@@ -108,8 +103,13 @@ def _open_to_others(host: str, allow_models: bool) -> str:
     )
 
 
-def _wait_for(stop: threading.Event) -> None:
-    """Wait for SIGTERM or for Ctrl-C, so that the folder of uploads is deleted after both."""
+def _keep_open(address: str, open_browser: bool) -> None:
+    """Show the page's address, and wait for SIGTERM or Ctrl-C, so that the folder of uploads is deleted after both."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())  # before anybody knows that the page is there
+    typer.echo(f"The page: {address}\nStop it with Ctrl-C.")
+    if open_browser:
+        webbrowser.open(address)
     try:
         stop.wait()
     except KeyboardInterrupt:
